@@ -1,0 +1,79 @@
+"""What a round of an algorithm asks of the world.
+
+One definition of each algorithm serves the agent on a network (`x: [d]`) and the simulator of n agents
+(`x: [n, d]`). It is a generator for *one* round that yields these requests and is sent the answers; the
+simulator answers `Mix` with `W @ v`, an agent with an exchange among neighbours. The helper generators
+`gradient`, `mix` and `mean` make a request read like an assignment: ``x = yield from mix(x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradient:
+    """Stochastic gradient of each agent's own loss at `x: [*agents, d]`.
+
+    `step` is the local step within the round, so that two gradients of one step (sharpness-aware methods)
+    see the same mini-batch. Answer: one tensor shaped like x.
+    """
+
+    x: Tensor
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """One exchange with the neighbours: sum_j w_ij v_j for each vector `v: [*agents, d]`.
+
+    Answer: as many tensors, in the same order.
+    """
+
+    vectors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mean:
+    """Exact average over all agents: the simulator's privilege, or a complete graph's."""
+
+    vectors: tuple[Tensor, ...]
+
+
+Effect = Gradient | Mix | Mean
+Answer = tuple[Tensor, ...]
+T = TypeVar("T")
+Program = Generator[Effect, Answer, T]
+
+
+def gradient(x: Tensor, step: int = 0) -> Program[Tensor]:
+    """``g = yield from gradient(x)``"""
+    (g,) = yield Gradient(x, step)
+    return g
+
+
+def mix(vector: Tensor) -> Program[Tensor]:
+    """``x = yield from mix(x)``"""
+    (mixed,) = yield Mix((vector,))
+    return mixed
+
+
+def mean(vector: Tensor) -> Program[Tensor]:
+    """``g = yield from mean(g)``"""
+    (average,) = yield Mean((vector,))
+    return average
+
+
+def drive(program: Program[T], answer: Callable[[Effect], Answer]) -> T:
+    """Run a program to its end, answering every request at once, and return what it returns."""
+    try:
+        effect = next(program)
+        while True:
+            effect = program.send(answer(effect))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

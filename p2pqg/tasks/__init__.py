@@ -1,0 +1,1 @@
+"""Learning problems: the contract, ready-made tasks, and how data is shared out among agents."""

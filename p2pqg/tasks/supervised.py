@@ -1,0 +1,129 @@
+"""A task made of a torch module, a loss and tensors: what nearly everyone needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from p2pqg import seeds
+from p2pqg.errors import ConfigError
+from p2pqg.flat import Spec, bind, trainable
+from p2pqg.tasks.base import Buffers, Evaluation, LocalGradient
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+class SupervisedTask:
+    """Minimise `loss(module(inputs), targets)` over an agent's own samples.
+
+    `module` is a factory, called once for the architecture and once per `init`. `train` and `test` are
+    `(inputs, targets)` with samples along the first axis. Each epoch visits the own samples once in an order
+    drawn from ``(seed, "shuffle", agent, epoch)``, in mini-batches of `batch_size`, the last short one kept
+    (paper-protocol, section 3.2). `total_samples` is needed for ``weighting = "samples"`` only.
+
+    Errors: `ConfigError` for an empty share or inputs and targets of different length.
+    """
+
+    def __init__(
+        self,
+        module: Callable[[], nn.Module],
+        train: Batch,
+        test: Batch,
+        *,
+        agent: str,
+        seed: int,
+        batch_size: int = 32,
+        loss: Loss = nn.functional.cross_entropy,
+        total_samples: int | None = None,
+    ) -> None:
+        for name, (inputs, targets) in {"train": train, "test": test}.items():
+            if len(inputs) != len(targets):
+                raise ConfigError(
+                    f"expected as many targets as inputs, found {len(targets)} and {len(inputs)}",
+                    key=f"task.{name}",
+                )
+        if not len(train[0]):
+            raise ConfigError(f"expected training samples for {agent}, found none", key="task.train")
+        if batch_size < 1:
+            raise ConfigError(f"expected 1 or more, found {batch_size}", key="task.batch_size")
+        self.make_module = module
+        self.train, self.test = train, test
+        self.agent, self.seed, self.batch_size = agent, seed, batch_size
+        self.loss = loss
+        self.total_samples = total_samples
+        with seeds.scoped(seed, "architecture"):
+            self.module = module()
+        self.spec = Spec.of_module(self.module)
+        self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in self.module.modules())
+        self._x: Tensor | None = None
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    @property
+    def samples(self) -> int:
+        return len(self.train[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def init(self, seed: int) -> Tensor:
+        with seeds.scoped(seed, "init"):
+            module = self.make_module()
+        return self.spec.flatten(trainable(module))
+
+    def buffers(self) -> Buffers:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def batch_indices(self, step: int) -> Tensor:
+        """Positions in the own share of the mini-batch of one step, `[b]`."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        first = position * self.batch_size
+        return self._order(epoch)[first : first + self.batch_size]
+
+    def batch(self, step: int) -> Batch:
+        """The mini-batch of one step."""
+        indices = self.batch_indices(step)
+        return self.train[0][indices], self.train[1][indices]
+
+    def gradient(self, x: Tensor, buffers: Buffers, step: int) -> LocalGradient:
+        self._load(x, buffers)
+        self.module.train()
+        inputs, targets = self.batch(step)
+        parameters = list(trainable(self.module).values())
+        if self._random:
+            with seeds.scoped(self.seed, "dropout", self.agent, step):
+                loss = self.loss(self.module(inputs), targets)
+        else:
+            loss = self.loss(self.module(inputs), targets)
+        g = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, parameters)])
+        return LocalGradient(g, loss.detach(), self.buffers() if buffers else buffers)
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, buffers: Buffers, chunk: int = 1000) -> Evaluation:
+        self._load(x, buffers)
+        self.module.eval()
+        inputs, targets = self.test
+        total, correct = 0.0, 0
+        for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
+            outputs = self.module(part)
+            total += float(self.loss(outputs, wanted)) * len(part)
+            correct += int((outputs.argmax(-1) == wanted).sum()) if outputs.dim() > 1 else 0
+        classified = not targets.is_floating_point()
+        return Evaluation(total / len(inputs), correct / len(inputs) if classified else None, len(inputs))
+
+    def _load(self, x: Tensor, buffers: Buffers) -> None:
+        if self._x is None or self._x.dtype != x.dtype or self._x.device != x.device:
+            self._x = torch.empty_like(x)
+            bind(self.module, self.spec, self._x)
+        self._x.copy_(x)
+        for name, buffer in self.module.named_buffers() if buffers else ():
+            buffer.copy_(buffers[name])
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        return torch.randperm(
+            self.samples, generator=seeds.generator(self.seed, "shuffle", self.agent, epoch)
+        )

@@ -1,0 +1,62 @@
+"""The seam between the agent and whatever carries its messages.
+
+A connection is one held, bidirectional, first-in-first-out stream of messages between two agents. A
+transport decides nothing: who dials whom, who is welcome and what a message means is the agent's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from p2pqg.gossip.messages import Message
+
+
+class Connection(Protocol):
+    """One end of a stream."""
+
+    @property
+    def peer_identity(self) -> str | None:
+        """The peer's name as its certificate proves it; None without TLS."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Encoded bytes of all messages handed to the wire."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Encoded bytes of all messages taken from the wire."""
+
+    async def send(self, message: Message) -> None:
+        """Hand one message to the wire; returning is the only back pressure, so never queue ahead of it.
+
+        Raises `TransportError` if the connection is gone.
+        """
+
+    async def receive(self) -> Message:
+        """The next message. Raises `TransportError` at the end of the stream and `RemoteProtocolError` for
+        bytes that are no message."""
+
+    async def close(self) -> None:
+        """End the stream; what was sent before is delivered. Calling it again does nothing."""
+
+
+Accept = Callable[[Connection], Awaitable[None]]
+"""Serves one inbound connection and returns when it is done with it."""
+
+
+class Transport(Protocol):
+    """Listens and dials."""
+
+    async def listen(self, accept: Accept) -> str:
+        """Start serving inbound connections; returns the address others can dial.
+
+        Raises `ConfigError` if the address is taken or cannot be bound.
+        """
+
+    async def dial(self, peer: str, address: str) -> Connection:
+        """Connect to the agent named `peer`. Raises `TransportError` if it cannot be reached or proves
+        another name."""
+
+    async def close(self) -> None:
+        """Stop listening and end every connection."""

@@ -8,6 +8,7 @@ under a symmetric loss W stays doubly stochastic, which renormalising would not 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,6 +118,12 @@ class Topology:
     def neighbours(self, i: int) -> tuple[int, ...]:
         """Every agent that i ever exchanges a message with, in order."""
         return tuple(sorted({j for graph in self.graphs for j in graph.incoming[i] + graph.outgoing[i]}))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any edge of any round."""
+        edges = repr([graph.incoming for graph in self.graphs])
+        return hashlib.blake2b(edges.encode(), digest_size=8).hexdigest()
 
     @cached_property
     def diameter(self) -> int:

@@ -1,0 +1,317 @@
+"""Settings: TOML in, validated values out.
+
+`RunSettings` is what `simulate`, `swarm` and `join` share; what a whole network must agree on is
+`RunSettings.agreed`, which travels in the handshake. Unknown keys are refused, and every error names the
+file, the key, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from p2pqg import algorithms, topology
+from p2pqg.algorithms import Algorithm
+from p2pqg.errors import ConfigError
+from p2pqg.flat import Spec
+from p2pqg.schedules import Schedule
+from p2pqg.tasks.base import TaskContext
+from p2pqg.topology import Topology
+
+Wire = Literal["float32", "float16", "float64"]
+
+
+class Settings(BaseModel):
+    """Base of every table: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TaskSettings(Settings):
+    """``[task]``: what is trained, and how a common data set is shared out."""
+
+    name: str = "digits"
+    partition: str = "dirichlet"
+    alpha: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    data: Path | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    weighting: Literal["uniform", "samples"] = "uniform"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of parameters and inputs."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+class AlgorithmSettings(Settings):
+    """``[algorithm]``: a name of `p2pqg.algorithms.ALGORITHMS` and its hyper-parameters."""
+
+    name: str = "qg-dsgdm-n"
+    beta: float | None = None
+    mu: float | None = None
+    weight_decay: float = 0.0
+    local_steps: int = 1
+
+    def build(self) -> Algorithm:
+        """The algorithm. Raises `ConfigError` for what it does not know or allow."""
+        return algorithms.build(**self.model_dump())
+
+
+class ScheduleSettings(Settings):
+    """``[schedule]``: see `p2pqg.schedules.Schedule`."""
+
+    lr: float = 0.1
+    warmup_steps: int = 0
+    warmup_from: float = 0.1
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    cosine_steps: int | None = None
+    floor: float = 0.01
+
+    def build(self) -> Schedule:
+        """The schedule. Raises `ConfigError` for rates that make no sense."""
+        return Schedule(**self.model_dump())
+
+
+class FinishSettings(Settings):
+    """``[finish]``: rounds of gossip without training at the end, until any two neighbours' models differ
+    by at most `tolerance` (relative to their norm), never more than `max_rounds`."""
+
+    tolerance: float = Field(default=1e-3, gt=0)
+    max_rounds: int = Field(default=200, ge=0)
+
+
+class RunSettings(Settings):
+    """What a simulation and a network of agents have in common."""
+
+    rounds: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0)
+    eval_every: int = Field(default=0, ge=0)
+    """Rounds between evaluations; 0 evaluates at the end only."""
+    task: TaskSettings = TaskSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    finish: FinishSettings = FinishSettings()
+
+    @model_validator(mode="after")
+    def _buildable(self) -> RunSettings:
+        self.algorithm.build()
+        self.schedule.build()
+        return self
+
+    def context(self, agent: str, agents: tuple[str, ...]) -> TaskContext:
+        """What the task factory of `agent` is told."""
+        task = self.task
+        return TaskContext(
+            agent=agent,
+            agents=agents,
+            seed=self.seed,
+            partition=task.partition,
+            alpha=task.alpha,
+            batch_size=task.batch_size,
+            data=task.data,
+            dtype=task.torch_dtype,
+            options=task.options,
+        )
+
+    def agreed(self, spec: Spec, topology: Topology) -> dict[str, str]:
+        """Everything the agents of one network must have in common, by name (not batch size)."""
+        algorithm = self.algorithm.build()
+        return {
+            "rounds": str(self.rounds),
+            "seed": str(self.seed),
+            "partition": f"{self.task.partition} alpha={self.task.alpha}",
+            "weighting": self.task.weighting,
+            "algorithm": self.algorithm.name,
+            **{f"algorithm.{key}": value for key, value in algorithm.describe().items()},
+            "schedule": self.schedule.build().describe(),
+            "finish": f"tolerance={self.finish.tolerance} max_rounds={self.finish.max_rounds}",
+            "model": f"{spec.d} parameters, fingerprint {spec.fingerprint}",
+            "topology": f"{topology.name} of {topology.n}, fingerprint {topology.fingerprint}",
+        }
+
+
+class SimulationSettings(RunSettings):
+    """`p2pqg simulate` and `p2pqg swarm`: all agents on one host."""
+
+    agents: int = Field(default=8, ge=1)
+    topology: str = "ring"
+
+    @model_validator(mode="after")
+    def _possible(self) -> SimulationSettings:
+        if not self.topology.startswith("edges:"):
+            topology.build(self.topology, self.agents)
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the agents, in order."""
+        return agent_names(self.agents)
+
+    @property
+    def graph(self) -> Topology:
+        """The topology: a known name, or ``edges:FILE`` with one edge (two agent names) a line."""
+        if not self.topology.startswith("edges:"):
+            return topology.build(self.topology, self.agents)
+        path = Path(self.topology.removeprefix("edges:"))
+        return topology.from_edge_list(read_text(path).splitlines(), self.names)
+
+
+class AgentTable(Settings):
+    """``[agent]``: this device."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    listen: str = "127.0.0.1:0"
+    home: Path = Path("home")
+    wire: Wire | None = None
+    """Number format of models on the wire; the model's own unless set."""
+    round_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a round waits for a connected but silent neighbour before going on without it."""
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """How long the first round waits for neighbours that have not shown up yet."""
+    checkpoint_every: int = Field(default=100, ge=0)
+    """Rounds between checkpoints; 0 writes one at the end or on SIGTERM only."""
+    threads: int = Field(default=1, ge=1)
+    """Threads that torch may use for one operation."""
+
+
+class TlsTable(Settings):
+    """``[tls]``: PEM files; without this table connections are not encrypted and stay on loopback."""
+
+    certificate: Path
+    private_key: Path
+    authority: Path
+
+
+class NetworkTable(Settings):
+    """``[network]``: the static topology file."""
+
+    file: Path
+
+
+class AgentSettings(RunSettings):
+    """`p2pqg join`: one device of a network."""
+
+    agent: AgentTable
+    network: NetworkTable
+    tls: TlsTable | None = None
+
+
+class Member(Settings):
+    """One ``[[agents]]`` entry of a topology file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    address: str
+
+
+class NetworkFile(Settings):
+    """A static topology file: who there is, where, and who talks to whom."""
+
+    name: str
+    run: str = "1"
+    topology: str = "ring"
+    edges: tuple[tuple[str, str], ...] | None = None
+    agents: tuple[Member, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NetworkFile:
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError("expected distinct names", key="agents")
+        self.build()
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the agents in order; an agent's number in the topology is its place here."""
+        return tuple(sorted(member.name for member in self.agents))
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where each agent can be dialled."""
+        return {member.name: member.address for member in self.agents}
+
+    def build(self) -> Topology:
+        """The topology over `names`."""
+        if self.edges is not None:
+            return topology.from_edge_list((f"{a} {b}" for a, b in self.edges), self.names)
+        return topology.build(self.topology, len(self.agents))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def agent_names(n: int) -> tuple[str, ...]:
+    """`agent-000`, `agent-001`, ...: names that sort like their numbers."""
+    width = max(3, len(str(n - 1)))
+    return tuple(f"agent-{i:0{width}d}" for i in range(n))
+
+
+def load(kind: type[S], path: Path) -> S:
+    """Read and validate a TOML file. Relative paths in it are relative to its folder."""
+    try:
+        table = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"expected TOML: {error}", where=str(path)) from None
+    return validate(kind, table, where=str(path), base=path.parent)
+
+
+def validate(kind: type[S], table: Mapping[str, Any], *, where: str, base: Path | None = None) -> S:
+    """Settings from a table; `where` names its source in errors, paths are resolved against `base`."""
+    try:
+        settings = kind.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors()]
+        key, message = lines[0]
+        more = "".join(f"\n{where}: {k}: {m}" for k, m in lines[1:])
+        raise ConfigError(message + more, where=where, key=key) from None
+    except ConfigError as error:
+        raise ConfigError(error.message, where=where, key=error.key) from None
+    return settings if base is None else _resolved(settings, base)
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. Raises `ConfigError` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("expected UTF-8 text", where=str(path)) from None
+
+
+def _resolved(settings: S, base: Path) -> S:
+    """A copy in which every relative path is relative to `base`."""
+    changes: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            changes[name] = _resolved(value, base)
+        elif isinstance(value, Path):
+            changes[name] = base / value
+    return settings.model_copy(update=changes)
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> tuple[str, str]:
+    """Dotted key and ``expected ..., found ...`` for one of pydantic's errors."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        table: Any = kind
+        for part in location[:-1]:
+            field = table.model_fields.get(part) if hasattr(table, "model_fields") else None
+            table = field.annotation if field else None
+        known = ", ".join(table.model_fields) if hasattr(table, "model_fields") else "the documented keys"
+        return key, f"unknown key; expected one of {known}"
+    if problem["type"] == "missing":
+        return key, "expected a value, found none"
+    message = re.sub(r"^Input should (be|match|have)", r"expected a value that should \1", problem["msg"])
+    message = message.replace("a value that should be ", "")
+    return key, f"{message}, found {problem['input']!r}"

@@ -6,6 +6,7 @@ P2PQGError
   RemoteProtocolError    the peer's fault: log it, drop the peer, stay alive
     IncompatiblePeer     version, network, model or algorithm differ: said to both ends
   TransportError         the network's fault: back off, try again
+  StorageError           a file could not be written or read: said as what it is; exit code 1
   TrainingDiverged       a value that is not finite: the last good checkpoint stays; exit code 1
 """
 
@@ -46,6 +47,10 @@ class IncompatiblePeer(RemoteProtocolError):
 
 class TransportError(P2PQGError):
     """A connection could not be made or broke."""
+
+
+class StorageError(P2PQGError):
+    """A file could not be written (disk full, read-only, no permission) or read (missing, corrupted)."""
 
 
 class TrainingDiverged(P2PQGError):

@@ -1,0 +1,66 @@
+"""Tensors and a few facts about them in one file: safetensors, never pickle.
+
+The header's metadata hold `meta` as JSON and a checksum (xxh3-128) over the meta and over every tensor's
+name, dtype, shape and bytes. Any safetensors reader can open the file; this one also notices a flipped bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from p2pqg.errors import StorageError
+from p2pqg.storage import write_atomically
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `write_atomically`).
+
+    Raises `StorageError` if the file cannot be written; `path` then is as it was.
+    """
+    # Copies, because safetensors refuses tensors that share memory, as views of one flat vector do.
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+           for name, tensor in tensors.items()}  # fmt: skip
+    text = json.dumps(meta, allow_nan=False, sort_keys=True)
+    header = {"meta": text, "checksum": _checksum(own, text)}
+    write_atomically(path, serialise(own, metadata=header))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save` wrote, bit for bit, on the CPU.
+
+    Raises `StorageError` naming the file if it cannot be read, is cut short, was altered, or is not ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror or error}") from error
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: corrupted, or not a checkpoint: {error}") from error
+    if not {"meta", "checksum"} <= set(header):
+        raise StorageError(f"{path}: expected a checkpoint of this program, found other tensors")
+    if header["checksum"] != _checksum(tensors, header["meta"]):
+        raise StorageError(f"{path}: corrupted: its checksum does not match its content")
+    meta: dict[str, Any] = json.loads(header["meta"])
+    return tensors, meta
+
+
+def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = xxhash.xxh3_128(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Writing files so that a reader, or a power cut, finds the old content or the new and nothing between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from p2pqg.errors import StorageError
+
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.ENOENT: "no such folder",
+    errno.ENOTDIR: "the parent is not a folder",
+    errno.EISDIR: "a folder of that name is in the way",
+}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the content of `path` as one step that survives a power cut.
+
+    The data go to a temporary file in the same folder, are flushed to the disk and renamed over `path`; a
+    failed attempt leaves `path` as it was and nothing beside it. Raises `StorageError` that says why: disk
+    full, read-only, no permission, no such folder.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """The `StorageError` that tells an operator why `path` could not be written."""
+    reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"{path}: cannot write: {reason}")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

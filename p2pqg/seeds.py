@@ -37,6 +37,9 @@ def numpy_generator(seed: int, role: str, agent: str = "", round: int = 0) -> np
 def scoped(seed: int, role: str, agent: str = "", round: int = 0) -> Iterator[None]:
     """Run third-party code that insists on torch's global CPU generator (module initialisers, dropout)
     on a named stream, and leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, role, agent, round))
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(stream(seed, role, agent, round))
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from p2pqg.errors import ConfigError
 from p2pqg.flat import Spec
 
 Buffers = Mapping[str, Tensor]
@@ -98,3 +99,22 @@ class TaskContext:
     def index(self) -> int:
         """Position of `agent` among `agents`."""
         return self.agents.index(self.agent)
+
+    def settings(self, **defaults: Any) -> dict[str, Any]:
+        """`options` laid over the defaults of a task, each of its default's type.
+
+        Raises `ConfigError` for an option that has no default, or of another type (a whole number will do
+        for a float).
+        """
+        for key, value in self.options.items():
+            where = f"task.options.{key}"
+            if key not in defaults:
+                known = ", ".join(defaults) or "no option"
+                raise ConfigError(f"expected {known}, found {key}", key=where)
+            kind = type(defaults[key])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ConfigError(f"expected {kind.__name__}, found {value!r}", key=where)
+        return {
+            key: type(default)(self.options[key]) if key in self.options else default
+            for key, default in defaults.items()
+        }

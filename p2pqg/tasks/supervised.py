@@ -20,12 +20,17 @@ Batch = tuple[Tensor, Tensor]
 class SupervisedTask:
     """Minimise `loss(module(inputs), targets)` over an agent's own samples.
 
-    `module` is a factory, called once for the architecture and once per `init`. `train` and `test` are
-    `(inputs, targets)` with samples along the first axis. Each epoch visits the own samples once in an order
-    drawn from ``(seed, "shuffle", agent, epoch)``, in mini-batches of `batch_size`, the last short one kept
-    (paper-protocol, section 3.2). `total_samples` is needed for ``weighting = "samples"`` only.
+    `module` is a factory, called once for the architecture and once per `init`; only parameters that require
+    a gradient are trained and mixed. `train` and `test` are `(inputs, targets)` with samples along the first
+    axis. Each epoch visits the own samples once in an order drawn from ``(seed, "shuffle", agent, epoch)``,
+    in mini-batches of `batch_size`, the last short one kept (paper-protocol, section 3.2). Dropout, or
+    whatever else in the module draws from torch's global CPU generator, draws in step t from
+    ``(seed, "dropout", agent, t)``. `total_samples` is needed for ``weighting = "samples"`` only.
 
-    Errors: `ConfigError` for an empty share or inputs and targets of different length.
+    `loss` is a mean over the mini-batch. Accuracy is reported for scores `[samples, classes]` against class
+    numbers `[samples]`.
+
+    Errors: `ConfigError` for an empty share, nothing held out, or inputs and targets of different length.
     """
 
     def __init__(
@@ -46,8 +51,8 @@ class SupervisedTask:
                     f"expected as many targets as inputs, found {len(targets)} and {len(inputs)}",
                     key=f"task.{name}",
                 )
-        if not len(train[0]):
-            raise ConfigError(f"expected training samples for {agent}, found none", key="task.train")
+            if not len(inputs):
+                raise ConfigError(f"expected samples for {agent}, found none", key=f"task.{name}")
         if batch_size < 1:
             raise ConfigError(f"expected 1 or more, found {batch_size}", key="task.batch_size")
         self.make_module = module
@@ -58,7 +63,7 @@ class SupervisedTask:
         with seeds.scoped(seed, "architecture"):
             self.module = module()
         self.spec = Spec.of_module(self.module)
-        self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in self.module.modules())
+        self._initial_buffers = self._copy_of_buffers()
         self._x: Tensor | None = None
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -76,7 +81,7 @@ class SupervisedTask:
         return self.spec.flatten(trainable(module))
 
     def buffers(self) -> Buffers:
-        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        return {name: buffer.clone() for name, buffer in self._initial_buffers.items()}
 
     def batch_indices(self, step: int) -> Tensor:
         """Positions in the own share of the mini-batch of one step, `[b]`."""
@@ -93,26 +98,25 @@ class SupervisedTask:
         self._load(x, buffers)
         self.module.train()
         inputs, targets = self.batch(step)
-        parameters = list(trainable(self.module).values())
-        if self._random:
-            with seeds.scoped(self.seed, "dropout", self.agent, step):
-                loss = self.loss(self.module(inputs), targets)
-        else:
+        with seeds.scoped(self.seed, "dropout", self.agent, step):
             loss = self.loss(self.module(inputs), targets)
-        g = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, parameters)])
-        return LocalGradient(g, loss.detach(), self.buffers() if buffers else buffers)
+        parameters = list(trainable(self.module).values())
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        g = torch.cat([part.reshape(-1) for part in parts])
+        return LocalGradient(g, loss.detach(), self._copy_of_buffers() if buffers else buffers)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, buffers: Buffers, chunk: int = 1000) -> Evaluation:
         self._load(x, buffers)
         self.module.eval()
         inputs, targets = self.test
-        total, correct = 0.0, 0
+        total, correct, classified = 0.0, 0, False
         for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
             outputs = self.module(part)
             total += float(self.loss(outputs, wanted)) * len(part)
-            correct += int((outputs.argmax(-1) == wanted).sum()) if outputs.dim() > 1 else 0
-        classified = not targets.is_floating_point()
+            classified = outputs.dim() == 2 and wanted.dim() == 1 and not wanted.is_floating_point()
+            if classified:
+                correct += int((outputs.argmax(-1) == wanted).sum())
         return Evaluation(total / len(inputs), correct / len(inputs) if classified else None, len(inputs))
 
     def _load(self, x: Tensor, buffers: Buffers) -> None:
@@ -122,6 +126,9 @@ class SupervisedTask:
         self._x.copy_(x)
         for name, buffer in self.module.named_buffers() if buffers else ():
             buffer.copy_(buffers[name])
+
+    def _copy_of_buffers(self) -> Buffers:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def _shuffled(self, epoch: int) -> Tensor:
         return torch.randperm(

@@ -1,0 +1,500 @@
+"""One end of one edge: offers, promises, one verdict for each exchange.
+
+    offer        BEGIN, DATA..., END leave as soon as the agent begins a round; the peer's may be here already
+    participant  holds the peer's whole payload  -> PREPARED: it can apply a commit at any later time
+    coordinator  holds the peer's whole payload and its PREPARED -> COMMIT, or ABORT at its deadline
+    in doubt     a participant whose deadline passes after PREPARED goes on without the edge, asks SETTLE,
+                 and applies the same difference late if the answer is a commit
+
+On an undirected edge the coordinator is the smaller name; on a directed one it is the receiver, which
+needs no promise of the sender. `seq` numbers the exchanges of the edge and moves on with each verdict.
+
+Positions (round, exchange) must match (`lockstep`). An end that is behind finds the peer's BEGIN with a
+later position, closes its own rounds without this edge and meets the peer there; an end that is ahead drops
+what is stale and waits. Neither needs a message for it, because streams are first in, first out.
+
+Two generals cannot be solved, but with an additive update they need not be: if the coordinator commits, the
+participant already holds all it needs, so the sum over agents is exact again once the verdict arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
+from p2pqg.gossip.messages import (
+    CHUNK_BYTES,
+    Abort,
+    Begin,
+    Bye,
+    Commit,
+    Data,
+    End,
+    Hello,
+    Message,
+    Prepared,
+    Refuse,
+    Settle,
+    Settled,
+    Skip,
+    Status,
+)
+from p2pqg.gossip.payload import Incoming
+from p2pqg.topology import metropolis_hastings
+
+Position = tuple[int, int]
+"""Round, and exchange within the round."""
+
+STATUS_INTERVAL_S = 1.0
+VERDICTS_KEPT = 8
+STRIKES = 5
+"""Broken payloads after which a peer is dropped."""
+PATIENCE = 1.5
+"""A participant waits this much longer than a coordinator, so that the verdict can still arrive."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """What this end brings into one exchange. `payload` is empty on the receiving end of a directed edge,
+    `listens` is False on its sending end."""
+
+    position: Position
+    degree: int
+    payload: memoryview
+    checksum: int
+    norm: float
+    listens: bool
+    note: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contribution:
+    """A committed pair update: x_i += weight * (theirs - own), both as they crossed the wire."""
+
+    peer: str
+    position: Position
+    weight: float
+    theirs: np.ndarray[tuple[int], np.dtype[np.uint8]]
+    own: memoryview
+    note: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The edge takes no part in this exchange; its weight stays at home."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What both ends agreed on before the first exchange: a vector's bytes on the wire, the wire dtype, the
+    largest number of vectors in one exchange, and how long to wait for a silent peer."""
+
+    vector_bytes: int
+    wire: str
+    vectors: int
+    round_timeout_s: float
+
+
+class Edge:
+    """This end of the edge to `peer`. Inputs are methods that take `now` (seconds, monotonic); messages to
+    the peer go to `send` in order; `result` answers the open offer."""
+
+    def __init__(self, greeting: Hello, peer: str, rules: Rules, send: Callable[[Message], None]) -> None:
+        self.greeting, self.peer, self.rules = greeting, peer, rules
+        self.result: Contribution | Missed | None = None
+        self.late: list[Contribution] = []
+        self.leaked = 0
+        self.strikes = 0
+        self.peer_hello: Hello | None = None
+        self.refused: Refuse | None = None
+        self.left = False
+        self.round_trip_s: float | None = None
+        self._send_now = send
+        self._greeted = False
+        self._incarnation: int | None = None
+        self._seq = 0
+        self._offer: Offer | None = None
+        self._incoming: Incoming | None = None
+        self._prepared = False
+        self._promise: Prepared | None = None
+        self._doubt: tuple[int, Contribution] | None = None
+        self._closed: Position = (-1, -1)
+        self._verdicts: OrderedDict[int, bool] = OrderedDict()
+        self._last_status = -math.inf
+        self._peer_sent_s = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether the peer is connected, welcome and has not said goodbye."""
+        return self._greeted and self.peer_hello is not None and not self.left
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a verdict is outstanding for which this end has promised."""
+        return self._doubt is not None
+
+    @property
+    def committing(self) -> bool:
+        """Whether the open offer is past PREPARED and must be waited for."""
+        return self._offer is not None and self._prepared
+
+    # ---- the agent's side
+
+    def connected(self, round: int) -> None:
+        """A fresh connection: greet the peer."""
+        self._greeted, self.peer_hello, self.left = True, None, False
+        undecided = self._doubt[0] if self._doubt else None
+        greeting = self.greeting
+        self._send_now(
+            Hello(
+                greeting.network,
+                greeting.run,
+                greeting.agent,
+                greeting.incarnation,
+                greeting.settings,
+                round=round,
+                next_seq=self._seq,
+                undecided=undecided,
+            )
+        )
+
+    def disconnected(self, reason: str) -> None:
+        """The connection is gone; what was not decided falls back on the self weight, a promise stays."""
+        self._greeted, self.peer_hello = False, None
+        if self._offer is not None or self._incoming is not None:
+            self._give_up(reason)
+
+    def begin(self, offer: Offer) -> None:
+        """Enter an exchange; `result` tells how it ends, at once if the edge cannot take part."""
+        if self._offer is not None:
+            raise LocalProtocolError(f"edge to {self.peer}: an offer is still open")
+        self.result = None
+        reason = self._absence(offer.position)
+        if reason:
+            self._closed = offer.position
+            self.result = Missed(self.peer, reason)
+            return
+        if self._incoming is not None and self._incoming.position < offer.position:
+            self._incoming = None
+        self._offer = offer
+        self._send(
+            Begin(
+                self._seq,
+                *offer.position,
+                offer.degree,
+                len(offer.payload),
+                self.rules.wire,
+                self.rules.round_timeout_s,
+                offer.note,
+            )
+        )
+        for start in range(0, len(offer.payload), CHUNK_BYTES):
+            self._send(Data(self._seq, start, offer.payload[start : start + CHUNK_BYTES]))
+        if offer.payload:
+            self._send(End(self._seq, offer.checksum, offer.norm))
+        self._advance()
+
+    def withdraw(self, reason: str) -> None:
+        """Take back an open offer unless this end has promised."""
+        if self._offer is not None and not self._prepared:
+            self._refuse_exchange(reason)
+
+    def tick(self, now: float, round: int) -> None:
+        """Let time pass: deadlines, a sign of life, the question that settles a doubt."""
+        if self._offer is not None:
+            patience = 1.0 if self._coordinates(self._offer) else PATIENCE
+            if now >= self._offer.deadline + (patience - 1) * self.rules.round_timeout_s:
+                if self._prepared:
+                    self._give_up("no verdict before the deadline")
+                else:
+                    self._refuse_exchange("deadline")
+        if self.live and now - self._last_status >= STATUS_INTERVAL_S:
+            self._last_status = now
+            self._send(Status(round, now, self._peer_sent_s))
+            if self._doubt is not None:
+                self._send(Settle(self._doubt[0]))
+
+    # ---- the peer's side
+
+    def received(self, message: Message, now: float) -> None:
+        """One message from the peer. Raises `RemoteProtocolError` where the peer must be dropped."""
+        if isinstance(message, Refuse):
+            self.refused = message
+            raise IncompatiblePeer(message.item, message.found, message.expected)
+        if self.peer_hello is None and not isinstance(message, Hello):
+            raise RemoteProtocolError(f"expected HELLO first, found {type(message).__name__}")
+        match message:
+            case Hello():
+                self._hello(message)
+            case Begin():
+                self._begin(message)
+            case Data() | End():
+                self._payload(message)
+            case Prepared():
+                self._peer_prepared(message)
+            case Commit():
+                self._commit(message.seq)
+            case Abort() | Skip():
+                self._ended(message)
+            case Settle():
+                if message.seq < self._seq:
+                    self._send(Settled(message.seq, self._verdicts.get(message.seq, False)))
+            case Settled():
+                self._settled(message.seq, message.committed)
+            case Status():
+                self._peer_sent_s = message.sent_s
+                if 0 < message.echo_s <= now:
+                    self.round_trip_s = now - message.echo_s
+            case Bye():
+                self.left = True
+                self._give_up(f"left: {message.reason}")
+
+    def _hello(self, hello: Hello) -> None:
+        if self.peer_hello is not None:
+            if hello == self.peer_hello:
+                return
+            raise RemoteProtocolError("a second HELLO on one connection")
+        try:
+            check_greeting(self.greeting, hello, self.peer)
+            if self._incarnation is not None and hello.incarnation < self._incarnation:
+                raise IncompatiblePeer("incarnation", f"{self._incarnation} or later", str(hello.incarnation))
+        except IncompatiblePeer as error:
+            self.refused = Refuse(error.item, error.expected, error.found)
+            self._send_now(self.refused)
+            raise
+        self.refused = None
+        if self._incarnation is not None and hello.incarnation > self._incarnation:
+            self._forget_incarnation()
+        self._incarnation = hello.incarnation
+        if hello.undecided is not None and hello.undecided < self._seq:
+            self._send_now(Settled(hello.undecided, self._verdicts.get(hello.undecided, False)))
+        self.peer_hello = hello
+        self._seq = max(self._seq, hello.next_seq)
+        if self._doubt is not None:
+            self._send_now(Settle(self._doubt[0]))
+
+    def _forget_incarnation(self) -> None:
+        """The peer restarted: its verdicts died with it. A promise to it is presumed aborted and counted,
+        because the old incarnation may have applied its half."""
+        self._verdicts.clear()
+        if self._doubt is not None:
+            self._doubt = None
+            self.leaked += 1
+
+    def _begin(self, begin: Begin) -> None:
+        if begin.seq < self._seq:
+            self._repeat_verdict(begin.seq)
+            return
+        self._peer_reached(begin.seq)
+        if self._doubt is not None:
+            self._refuse_exchange("in doubt")
+            return
+        self._check(begin)
+        position = (begin.round, begin.exchange)
+        mine = self._offer.position if self._offer is not None else None
+        if position < mine if mine is not None else position <= self._closed:
+            self._incoming = None  # stale: the peer will find our BEGIN and catch up
+            return
+        if self._incoming is not None and position <= self._incoming.position:
+            return  # a repeated message
+        self._incoming = Incoming(begin)
+        if mine is not None and position > mine:
+            self._close(Missed(self.peer, "the peer is ahead"))
+        self._advance()
+
+    def _payload(self, message: Data | End) -> None:
+        if message.seq > self._seq:
+            self._peer_reached(message.seq)
+        if message.seq != self._seq or self._incoming is None or self._incoming.complete:
+            return  # belongs to an exchange that is over, or that we never opened
+        try:
+            if isinstance(message, Data):
+                self._incoming.append(message)
+            else:
+                self._incoming.finish(message)
+                self._advance()
+        except RemoteProtocolError as error:
+            self.strikes += 1
+            self._refuse_exchange(str(error))
+            if self.strikes >= STRIKES:
+                raise RemoteProtocolError(f"{self.strikes} broken payloads, the last: {error}") from None
+
+    def _peer_prepared(self, promise: Prepared) -> None:
+        if promise.seq < self._seq:
+            self._repeat_verdict(promise.seq)
+        elif promise.seq == self._seq and self._offer is not None:
+            self._promise = promise
+            self._advance()
+
+    def _commit(self, seq: int) -> None:
+        if seq == self._seq and self._offer is not None and (self._prepared or not self._offer.listens):
+            self._decided(committed=True)
+        elif self._doubt is not None and seq == self._doubt[0]:
+            self._settled(seq, committed=True)
+        elif seq >= self._seq:
+            raise RemoteProtocolError(f"COMMIT of exchange {seq}, which was not prepared")
+
+    def _ended(self, message: Abort | Skip) -> None:
+        if self._doubt is not None and message.seq == self._doubt[0]:
+            self._settled(message.seq, committed=False)
+        elif message.seq >= self._seq:
+            self._peer_reached(message.seq)
+            self._verdict(False)
+            self._next(Missed(self.peer, message.reason))
+
+    def _settled(self, seq: int, committed: bool) -> None:
+        if self._doubt is None or seq != self._doubt[0]:
+            return
+        if committed:
+            self.late.append(self._doubt[1])
+        self._doubt = None
+
+    # ---- deciding
+
+    def _advance(self) -> None:
+        """Promise or decide, if everything needed is here."""
+        offer, incoming = self._offer, self._incoming
+        if offer is None or incoming is None or not incoming.complete or self._prepared:
+            return
+        found, own = incoming.begin.payload_bytes, len(offer.payload)
+        if bool(found) != offer.listens or (found and own and found != own):
+            expected = (own or "some") if offer.listens else 0
+            raise RemoteProtocolError(
+                f"expected a payload of {expected} bytes in round {offer.position[0]}, found {found}"
+            )
+        if not self._coordinates(offer):
+            if offer.listens:
+                self._prepared = True
+                self._send(Prepared(self._seq, received=incoming.checksum, sent=offer.checksum))
+        elif not offer.payload:
+            self._decided(committed=True)
+        elif self._promise is not None:
+            if (self._promise.received, self._promise.sent) == (offer.checksum, incoming.checksum):
+                self._decided(committed=True)
+            else:
+                self.strikes += 1
+                self._refuse_exchange("PREPARED names other checksums")
+
+    def _coordinates(self, offer: Offer) -> bool:
+        if offer.listens and offer.payload:
+            return self.greeting.agent < self.peer
+        return offer.listens
+
+    def _decided(self, committed: bool) -> None:
+        assert self._offer is not None
+        self._verdict(committed)
+        if self._coordinates(self._offer):
+            self._send(Commit(self._seq))
+        self._next(self._contribution())
+
+    def _contribution(self) -> Contribution:
+        assert self._offer is not None
+        assert self._incoming is not None or not self._offer.listens
+        begin = self._incoming.begin if self._incoming is not None else None
+        return Contribution(
+            self.peer,
+            self._offer.position,
+            metropolis_hastings(self._offer.degree, begin.degree) if begin and self._offer.listens else 0.0,
+            self._incoming.payload if self._incoming is not None else np.empty(0, np.uint8),
+            self._offer.payload,
+            begin.note if begin else 0.0,
+        )
+
+    def _refuse_exchange(self, reason: str) -> None:
+        """End this exchange without having promised, and say so."""
+        position = self._offer.position if self._offer is not None else self._closed
+        kind = Abort if self.greeting.agent < self.peer else Skip
+        self._send(kind(self._seq, max(position[0], 0), max(position[1], 0), reason))
+        self._verdict(False)
+        self._next(Missed(self.peer, reason))
+
+    def _give_up(self, reason: str) -> None:
+        """End this exchange without a word; a promise moves aside as a doubt."""
+        if self._offer is not None and self._prepared:
+            self._doubt = (self._seq, self._contribution())
+            self._send(Settle(self._seq))
+        else:
+            self._verdict(False)
+        self._next(Missed(self.peer, reason))
+
+    def _next(self, result: Contribution | Missed) -> None:
+        self._seq += 1
+        self._incoming, self._prepared, self._promise = None, False, None
+        self._close(result)
+
+    def _close(self, result: Contribution | Missed) -> None:
+        if self._offer is not None:
+            self._closed, self._offer, self.result = self._offer.position, None, result
+
+    def _peer_reached(self, seq: int) -> None:
+        """The peer speaks of exchange `seq` >= ours: what lies before it is over for the peer."""
+        if seq > self._seq + 1:
+            raise RemoteProtocolError(f"expected exchange {self._seq}, found {seq}")
+        if seq == self._seq + 1:
+            self._give_up("the peer went on")
+
+    def _verdict(self, committed: bool) -> None:
+        self._verdicts[self._seq] = committed
+        while len(self._verdicts) > VERDICTS_KEPT:
+            self._verdicts.popitem(last=False)
+
+    def _repeat_verdict(self, seq: int) -> None:
+        if self.greeting.agent > self.peer:
+            return  # the coordinator has not heard our SKIP yet, or decided without us
+        if self._verdicts.get(seq, False):
+            self._send(Commit(seq))
+        else:
+            self._send(Abort(seq, max(self._closed[0], 0), max(self._closed[1], 0), "over"))
+
+    def _absence(self, position: Position) -> str | None:
+        if not self.live:
+            return f"refused: {self.refused.item} differs" if self.refused else "not connected"
+        if self._doubt is not None:
+            return "in doubt"
+        if self._incoming is not None and self._incoming.position > position:
+            return "the peer is ahead"
+        return None
+
+    def _check(self, begin: Begin) -> None:
+        """Refuse what the rules do not allow before any memory is taken for it."""
+        vectors, rest = divmod(begin.payload_bytes, self.rules.vector_bytes)
+        if begin.wire != self.rules.wire:
+            raise RemoteProtocolError(f"expected {self.rules.wire} on the wire, found {begin.wire}")
+        if rest or vectors > self.rules.vectors:
+            raise RemoteProtocolError(
+                f"expected at most {self.rules.vectors} vectors of {self.rules.vector_bytes} bytes, "
+                f"found a payload of {begin.payload_bytes}"
+            )
+
+    def _send(self, message: Message) -> None:
+        if self._greeted:
+            self._send_now(message)
+
+
+def check_greeting(mine: Hello, theirs: Hello, peer: str) -> None:
+    """Raise `IncompatiblePeer` with the first item in which two agents' settings differ."""
+    low, high = max(mine.versions[0], theirs.versions[0]), min(mine.versions[1], theirs.versions[1])
+    if low > high:
+        raise IncompatiblePeer("protocol version", _range(mine.versions), _range(theirs.versions))
+    for item in ("network", "run"):
+        if getattr(mine, item) != getattr(theirs, item):
+            raise IncompatiblePeer(item, getattr(mine, item), getattr(theirs, item))
+    if theirs.agent != peer:
+        raise IncompatiblePeer("agent", peer, theirs.agent)
+    for item in sorted(mine.settings.keys() | theirs.settings.keys()):
+        expected, found = mine.settings.get(item, "nothing"), theirs.settings.get(item, "nothing")
+        if expected != found:
+            raise IncompatiblePeer(item, expected, found)
+
+
+def _range(versions: tuple[int, int]) -> str:
+    return f"{versions[0]} to {versions[1]}"

@@ -24,8 +24,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.messages import (
     CHUNK_BYTES,
@@ -80,7 +78,7 @@ class Contribution:
     peer: str
     position: Position
     weight: float
-    theirs: np.ndarray[tuple[int], np.dtype[np.uint8]]
+    theirs: memoryview
     own: memoryview
     note: float
 
@@ -404,7 +402,7 @@ class Edge:
             self.peer,
             self._offer.position,
             metropolis_hastings(self._offer.degree, begin.degree) if begin and self._offer.listens else 0.0,
-            self._incoming.payload if self._incoming is not None else np.empty(0, np.uint8),
+            self._incoming.payload if self._incoming is not None else memoryview(b""),
             self._offer.payload,
             begin.note if begin else 0.0,
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.edge import Contribution, Edge, Missed, Offer, Position, Rules
 from p2pqg.gossip.messages import Bye, Hello, Message
+from p2pqg.wire.tensors import tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,23 +207,22 @@ class Sender:
         self.outputs.append(Send(self.peer, message))
 
 
-def mixed(x: Tensor, exchanged: Exchanged, wire: torch.dtype) -> tuple[Tensor, float]:
+def mixed(x: Tensor, exchanged: Exchanged, wire: str) -> tuple[Tensor, float]:
     """Apply an exchange to own vectors `x: [k * d]`, and measure how far the neighbours' were.
 
         x + sum over edges, in order of names, of w_ij (Q_j - Q_i)
 
-    Q are the vectors as they crossed the wire in dtype `wire`, own ones included, so that rounding cancels
-    in the sum over agents. Returns the mixed vector and max_j ||Q_j - Q_i|| / ||Q_i|| (0 for none).
+    Q are the vectors as they crossed the wire, own ones included, so that rounding cancels in the sum over
+    agents. Returns the mixed vector and max_j ||Q_j - Q_i|| / ||Q_i|| (0 for none).
     """
     total = torch.zeros_like(x)
     furthest = 0.0
     for contribution in (*exchanged.contributions, *exchanged.late):
         if not contribution.weight:
-            continue
-        theirs = torch.from_numpy(contribution.theirs.view()).view(wire)
-        own = torch.frombuffer(contribution.own, dtype=wire)
-        difference = theirs.to(x.dtype) - own.to(x.dtype)
+            continue  # the sending end of a directed edge
+        theirs = tensor(contribution.theirs, wire, len(x)).to(x.dtype)
+        own = tensor(contribution.own, wire, len(x)).to(x.dtype)
+        difference = theirs - own
         total.add_(difference, alpha=contribution.weight)
-        scale = max(float(own.to(x.dtype).norm()), math.ulp(1.0))
-        furthest = max(furthest, float(difference.norm()) / scale)
+        furthest = max(furthest, float(difference.norm()) / max(float(own.norm()), math.ulp(1.0)))
     return x + total, furthest

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import xxhash
 
 from p2pqg.errors import RemoteProtocolError
 from p2pqg.gossip.messages import Begin, Data, End
-
-ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
-"""Wire dtypes and the size of one number."""
+from p2pqg.wire.tensors import WIRE_DTYPES, finite
 
 
 class Incoming:
@@ -25,7 +21,8 @@ class Incoming:
     def __init__(self, begin: Begin) -> None:
         self.begin = begin
         self.position = (begin.round, begin.exchange)
-        self.payload = np.empty(begin.payload_bytes, dtype=np.uint8)
+        self._bytes = np.empty(begin.payload_bytes, dtype=np.uint8)  # numpy, because it does not fill
+        self.payload: memoryview = self._bytes.data
         self.received = 0
         self.complete = begin.payload_bytes == 0
         self.checksum = 0
@@ -33,7 +30,7 @@ class Incoming:
 
     def append(self, data: Data) -> None:
         """Take the next chunk."""
-        chunk = np.frombuffer(data.payload, dtype=np.uint8)
+        chunk = data.payload
         end = data.offset + len(chunk)
         if end <= self.received:
             return
@@ -42,11 +39,12 @@ class Incoming:
                 f"chunk covers bytes {data.offset} to {end}, expected from {self.received} "
                 f"to at most {len(self.payload)}"
             )
-        if len(chunk) % ITEM_BYTES[self.begin.wire]:
+        dtype = WIRE_DTYPES[self.begin.wire]
+        if len(chunk) % dtype.itemsize:
             raise RemoteProtocolError(f"chunk of {len(chunk)} bytes cuts a {self.begin.wire} in two")
         self.payload[data.offset : end] = chunk
         self._hash.update(chunk)
-        if not _finite(self.payload[data.offset : end].view(self.begin.wire)):
+        if not finite(torch.from_numpy(self._bytes[data.offset : end]).view(dtype)):
             raise RemoteProtocolError("payload holds a value that is not finite")
         self.received = end
 
@@ -58,11 +56,3 @@ class Incoming:
             raise RemoteProtocolError("checksum differs")
         self.checksum = end.checksum
         self.complete = True
-
-
-def _finite(values: np.ndarray[tuple[int], np.dtype[np.floating]]) -> bool:
-    """Whether all are finite. A finite sum proves it and is 30 times faster; a sum may overflow without
-    cause, so only then every value is looked at."""
-    tensor = torch.from_numpy(values)
-    total = float(tensor.sum(dtype=torch.float32 if tensor.dtype == torch.float16 else tensor.dtype))
-    return math.isfinite(total) or bool(tensor.isfinite().all())

@@ -21,7 +21,7 @@ class Schedule:
         t < warmup_steps          warmup_from + (lr - warmup_from) * t / warmup_steps
         otherwise                 lr * decay ** #{m in milestones : t >= m}
         cosine                    final + (lr - final) * (1 + cos(pi * u)) / 2, final = floor * lr,
-                                  u = (t - warmup_steps) / (cosine_steps - warmup_steps), at most 1
+                                  u = (t - warmup_steps) / (cosine_steps - warmup_steps), within [0, 1]
 
     The rate never reaches 0, because the quasi-global difference divides by it.
 
@@ -63,7 +63,8 @@ class Schedule:
         if step < self.warmup_steps and self.lr > self.warmup_from:
             return self.warmup_from + (self.lr - self.warmup_from) * step / self.warmup_steps
         if self.cosine_steps is not None:
-            u = min(1.0, (step - self.warmup_steps) / (self.cosine_steps - self.warmup_steps))
+            u = (step - self.warmup_steps) / (self.cosine_steps - self.warmup_steps)
+            u = min(1.0, max(0.0, u))
             final = self.floor * self.lr
             return final + (self.lr - final) * (1 + math.cos(math.pi * u)) / 2
         return self.lr * self.decay ** sum(step >= m for m in self.milestones)
@@ -74,8 +75,15 @@ class Schedule:
         return tuple(self(first + h) for h in range(local_steps))
 
     def describe(self) -> str:
-        """Canonical text: equal exactly when two schedules give the same rates."""
-        return ",".join(f"{name}={value}" for name, value in sorted(vars(self).items()) if value is not None)
+        """Canonical text, in which settings that change no rate do not appear."""
+        parts = [f"lr={float(self.lr)}"]
+        if self.warmup_steps and self.lr > self.warmup_from:
+            parts.append(f"warmup_from={float(self.warmup_from)} over {self.warmup_steps}")
+        if self.cosine_steps is not None:
+            parts.append(f"cosine {self.warmup_steps}..{self.cosine_steps} floor={float(self.floor)}")
+        if self.milestones:
+            parts.append(f"decay={float(self.decay)} at {' '.join(map(str, self.milestones))}")
+        return ", ".join(parts)
 
 
 def constant(lr: float) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -41,7 +42,7 @@ class Algorithm(ABC):
     """Whether the method asks for exact averages over all agents."""
 
     def __post_init__(self) -> None:
-        self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        self.require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more")
         self.require(self.local_steps >= 1, "local_steps", "1 or more")
 
     def require(self, holds: bool, key: str, expected: str) -> None:
@@ -64,4 +65,6 @@ class Algorithm(ABC):
 
     def describe(self) -> dict[str, str]:
         """Hyper-parameters by name, as every agent of a network must have them."""
-        return {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        floats = {field.name for field in fields(self) if field.type == "float"}
+        return {name: str(float(value) if name in floats else value) for name, value in values.items()}

@@ -51,4 +51,4 @@ class QGDSGDm(Momentum):
         return x, {"m_hat": mu * m_hat + (1 - mu) * d}
 
     def describe(self) -> dict[str, str]:
-        return super().describe() | {"mu": str(self.buffer_factor)}
+        return super().describe() | {"mu": str(float(self.buffer_factor))}

@@ -41,6 +41,9 @@ class Graph:
             if list(neighbours) != sorted(set(neighbours)) or i in neighbours:
                 raise ConfigError(f"agent {i}: expected sorted, distinct neighbours other than itself, "
                                   f"found {neighbours}", key="topology")  # fmt: skip
+            if neighbours and not 0 <= neighbours[0] <= neighbours[-1] < self.n:
+                raise ConfigError(f"agent {i}: expected neighbours from 0 to {self.n - 1}, "
+                                  f"found {neighbours}", key="topology")  # fmt: skip
         columns = self.matrix().sum(0)
         if not torch.allclose(columns, torch.ones_like(columns), rtol=0, atol=1e-12):
             raise ConfigError("expected a graph with a doubly stochastic mixing matrix, found one whose "

@@ -1,0 +1,197 @@
+"""n agents as one stacked state `[n, d]`.
+
+A round is a pure function from one `Iterate` to the next: the same definition of an algorithm that an agent
+runs, its gradients answered by the tasks, its exchanges by one product W @ v and its exact averages by a
+mean. So an iterate is all that a checkpoint needs, and a run stopped anywhere and resumed is bit for bit a
+run that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, SGDm, State, drive
+from p2pqg.config import agent_names
+from p2pqg.errors import ConfigError, TrainingDiverged
+from p2pqg.gossip.agreement import Agreement
+from p2pqg.schedules import Schedule
+from p2pqg.tasks.base import Buffers, Task
+from p2pqg.topology import Topology
+
+from .evaluation import Scores, evaluate
+from .gradients import Engine, gradients
+from .mixing import product
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """Everything after `round` completed rounds.
+
+    `x: [n, d]` are the agents' parameters, `state` what the algorithm keeps, `buffers` the model state that
+    is never mixed (one mapping an agent) and `sent: [n]` the bytes each agent would have sent. Of the last
+    round: `losses: [n]`, mean over its mini-batches, and `lr` of its last step; None before the first round
+    and in gossip-only rounds, which have `agreement` instead. `scores` are there when they were asked for.
+    """
+
+    round: int
+    x: Tensor
+    state: State
+    buffers: tuple[Buffers, ...]
+    sent: Tensor
+    losses: Tensor | None = None
+    lr: float | None = None
+    agreement: Agreement | None = None
+    scores: Scores | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss over agents in the last round."""
+        return None if self.losses is None else float(self.losses.mean())
+
+
+def centralised(algorithm: Algorithm) -> bool:
+    """Whether every step uses exact averages, so that all agents always hold the same model."""
+    return isinstance(algorithm, SGDm)
+
+
+class Simulation:
+    """All agents of one network on this host.
+
+    `tasks[i]` is the learning problem of agent i. `weighting` "samples" scales agent i's gradients by
+    n * samples_i / total samples, so that large shares count for more. `engine` picks how gradients are
+    computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
+
+    Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        topology: Topology,
+        algorithm: Algorithm,
+        schedule: Schedule,
+        *,
+        names: Sequence[str] | None = None,
+        weighting: Literal["uniform", "samples"] = "uniform",
+        engine: Engine = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if len(tasks) != topology.n:
+            raise ConfigError(f"expected {len(tasks)} agents, one a task, found {topology.n}", key="topology")
+        if any(task.spec != tasks[0].spec for task in tasks):
+            raise ConfigError("expected the same model on every agent, found different ones", key="task")
+        self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
+        self.names = agent_names(topology.n) if names is None else tuple(names)
+        self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
+        self.gradients = gradients(tasks, engine)
+        self._products = [product(graph.matrix(), self.spec.dtype, self.device) for graph in topology.graphs]
+        self._out_bytes = [
+            torch.tensor([len(out) for out in graph.outgoing]) * self.spec.d * self.spec.dtype.itemsize
+            for graph in topology.graphs
+        ]
+        samples = torch.tensor([task.samples for task in tasks], dtype=torch.float64)
+        scale = samples * self.n / samples.sum()
+        self._scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
+
+    def start(self, seed: int) -> Iterate:
+        """Every agent at the same initial parameters."""
+        x = self.tasks[0].init(seed).to(self.device).expand(self.n, -1).contiguous()
+        buffers = tuple(task.buffers() for task in self.tasks)
+        return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
+
+    def advance(self, iterate: Iterate) -> Iterate:
+        """One round of training. Raises `TrainingDiverged` naming agent and round."""
+        round = iterate.round
+        lrs = self.schedule.steps(round, self.algorithm.local_steps)
+        buffers, losses, exchanged = list(iterate.buffers), [], 0
+        must_be_finite = partial(self._require_finite, round=round + 1)
+
+        def answer(effect: Effect) -> Answer:
+            nonlocal exchanged
+            match effect:
+                case Gradient(x, step):
+                    g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)
+                    must_be_finite("loss", loss[:, None])
+                    losses.append(loss)
+                    return (g if self._scale is None else g * self._scale,)
+                case Mix(vectors):
+                    must_be_finite("model", *vectors)
+                    exchanged += len(vectors)
+                    return tuple(map(self._product(round), vectors))
+                case Mean(vectors):
+                    must_be_finite("gradient", *vectors)
+                    return tuple(v.mean(0, keepdim=True).expand_as(v) for v in vectors)
+
+        x, state = drive(self.algorithm.round(iterate.x, iterate.state, lrs), answer)
+        must_be_finite("model", x)
+        return Iterate(
+            round=round + 1,
+            x=x,
+            state=state,
+            buffers=tuple(buffers),
+            sent=iterate.sent + exchanged * self._out_bytes[round % self.topology.period],
+            losses=torch.stack(losses).mean(0),
+            lr=lrs[-1],
+        )
+
+    def train(self, start: Iterate, rounds: int, *, eval_every: int = 0) -> Iterator[Iterate]:
+        """The iterates after each round until `rounds` are completed, with scores every `eval_every` rounds
+        (0: never) and at the end."""
+        iterate = start
+        while iterate.round < rounds:
+            iterate = self.advance(iterate)
+            due = eval_every and iterate.round % eval_every == 0
+            yield self.scored(iterate) if due or iterate.round == rounds else iterate
+
+    def agree(self, start: Iterate, tolerance: float, max_rounds: int) -> Iterator[Iterate]:
+        """The iterates of gossip-only rounds, until the agents agree (see `Agreement`); the last one has
+        scores. None at all where nobody talks or models are always equal."""
+        agreement = Agreement.of(self.topology, tolerance, 0 if centralised(self.algorithm) else max_rounds)
+        iterate = start
+        while not agreement.done:
+            round = iterate.round
+            agreement = agreement.after(self._disagreement(iterate), 0.0)
+            iterate = replace(
+                iterate,
+                round=round + 1,
+                x=self._product(round)(iterate.x),
+                sent=iterate.sent + self._out_bytes[round % self.topology.period],
+                losses=None,
+                lr=None,
+                agreement=agreement,
+                scores=None,
+            )
+            yield self.scored(iterate) if agreement.done else iterate
+
+    def scored(self, iterate: Iterate) -> Iterate:
+        """The iterate with its scores."""
+        return replace(iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers))
+
+    def _product(self, round: int) -> partial[Tensor]:
+        return partial(self._products[round % self.topology.period])
+
+    def _disagreement(self, iterate: Iterate) -> float:
+        """max over this round's edges of ||x_j - x_i|| / ||x_i||."""
+        x, graph = iterate.x, self.topology.graph(iterate.round)
+        worst = [
+            (x[list(neighbours)] - x[i]).norm(dim=1).max() / x[i].norm()
+            for i, neighbours in enumerate(graph.incoming)
+            if neighbours
+        ]
+        return float(torch.stack(worst).max()) if worst else 0.0
+
+    def _require_finite(self, what: str, *vectors: Tensor, round: int) -> None:
+        for v in vectors:
+            # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
+            if bool(v.sum().isfinite()):
+                continue
+            bad = (~v.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+                raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite")

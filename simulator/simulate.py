@@ -1,0 +1,131 @@
+"""From settings to a simulation, and the generator for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from p2pqg.config import SimulationSettings, validate
+from p2pqg.errors import ConfigError
+from p2pqg.tasks.registry import TaskFactory, load_task_factory
+
+from .engine import Iterate, Simulation, centralised
+from .gradients import Engine
+
+OPTIONS = {
+    "agents": "agents",
+    "topology": "topology",
+    "rounds": "rounds",
+    "seed": "seed",
+    "eval_every": "eval_every",
+    "task": "task.name",
+    "partition": "task.partition",
+    "alpha": "task.alpha",
+    "batch_size": "task.batch_size",
+    "data": "task.data",
+    "dtype": "task.dtype",
+    "weighting": "task.weighting",
+    "task_options": "task.options",
+    "algorithm": "algorithm.name",
+    "beta": "algorithm.beta",
+    "mu": "algorithm.mu",
+    "weight_decay": "algorithm.weight_decay",
+    "local_steps": "algorithm.local_steps",
+    "lr": "schedule.lr",
+    "warmup_steps": "schedule.warmup_steps",
+    "warmup_from": "schedule.warmup_from",
+    "milestones": "schedule.milestones",
+    "decay": "schedule.decay",
+    "cosine_steps": "schedule.cosine_steps",
+    "finish_tolerance": "finish.tolerance",
+    "finish_rounds": "finish.max_rounds",
+}
+"""Flat names of settings, as keyword arguments and (with dashes) as command-line options, and the dotted
+keys they stand for."""
+
+
+def settings_from(
+    options: Mapping[str, Any], base: SimulationSettings | None = None, *, where: str = ""
+) -> SimulationSettings:
+    """Settings from flat options laid over `base`; an option that is None is left alone.
+
+    Raises `ConfigError` for an unknown option or a wrong value.
+    """
+    table: dict[str, Any] = {} if base is None else base.model_dump(exclude_unset=True)
+    for option, value in options.items():
+        if option not in OPTIONS:
+            raise ConfigError(
+                f"unknown option; expected one of {', '.join(OPTIONS)}", where=where, key=option
+            )
+        if value is None:
+            continue
+        inner = table
+        *path, last = OPTIONS[option].split(".")
+        for key in path:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return validate(SimulationSettings, table, where=where)
+
+
+def build(
+    settings: SimulationSettings,
+    *,
+    engine: Engine = "auto",
+    make_task: TaskFactory | None = None,
+    base: Path = Path(),
+) -> Simulation:
+    """The simulation that settings describe. `make_task` takes the place of the task they name, whose file
+    is looked up from `base`."""
+    settings = effective(settings)
+    names = settings.names
+    factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
+    return Simulation(
+        [factory(settings.context(name, names)) for name in names],
+        settings.graph,
+        settings.algorithm.build(),
+        settings.schedule.build(),
+        names=names,
+        weighting=settings.task.weighting,
+        engine=engine,
+    )
+
+
+def effective(settings: SimulationSettings) -> SimulationSettings:
+    """The settings with what follows from others made explicit: a centralised method trains on a random
+    equal split, as in the paper, unless a partition is asked for."""
+    if centralised(settings.algorithm.build()) and "partition" not in settings.task.model_fields_set:
+        return settings.model_copy(update={"task": settings.task.model_copy(update={"partition": "iid"})})
+    return settings
+
+
+def simulate(
+    settings: SimulationSettings | None = None,
+    *,
+    task: str | TaskFactory | None = None,
+    engine: Engine = "auto",
+    **options: Any,
+) -> Iterator[Iterate]:
+    """Train and yield the iterate after every round, then those of the gossip-only rounds at the end.
+
+    Options are those of ``p2pqg simulate`` with underscores (`OPTIONS`), laid over `settings`; `task` is a
+    task's name or a factory. Nothing is written.
+
+        for iterate in simulate(agents=16, topology="ring", alpha=0.1, lr=0.1, rounds=100, eval_every=20):
+            if iterate.scores:
+                print(iterate.round, iterate.scores.mean_accuracy)
+
+    Raises `ConfigError` at once for settings that make no sense.
+    """
+    named = {"task": task} if isinstance(task, str) else {}
+    settings = settings_from({**options, **named}, settings)
+    simulation = build(settings, engine=engine, make_task=task if callable(task) else None)
+    return _iterates(simulation, settings, simulation.start(settings.seed))
+
+
+def _iterates(simulation: Simulation, settings: SimulationSettings, start: Iterate) -> Iterator[Iterate]:
+    iterate = start
+    for iterate in simulation.train(start, settings.rounds, eval_every=settings.eval_every):
+        yield iterate
+    finish = settings.finish
+    yield from simulation.agree(iterate, finish.tolerance, finish.max_rounds)

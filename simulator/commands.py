@@ -1,0 +1,137 @@
+"""`p2pqg simulate` and `p2pqg compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from p2pqg.config import SimulationSettings, validate
+from p2pqg.errors import ConfigError
+
+from .engine import Iterate
+from .folder import RunFolder
+from .options import read_settings, settings_options
+from .record import record
+
+
+@click.command()
+@settings_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, with its settings.")
+@click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
+@click.option("--engine", type=click.Choice(["auto", "loop", "vmap"]), default="auto", show_default=True,
+              help="How gradients of all agents are computed.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Threads of torch. More help only models with large layers: for small ones the threads "
+                   "wait for each other at every operation and burn CPU time.")  # fmt: skip
+def simulate(
+    out: Path, resume: bool, stop_after: int | None, engine: Any, threads: int, **options: Any
+) -> None:
+    """Train all agents of a network on this host."""
+    torch.set_num_threads(threads)
+    before = _settings_of(RunFolder(out)) if resume else None
+    settings = read_settings(options, before)
+    with _progress(settings) as observe:
+        summary = record(settings, out, engine=engine, resume=resume, stop_after=stop_after, observe=observe)
+    if summary is None:
+        click.echo(f"stopped after round {stop_after}; go on with --resume --out {out}")
+    else:
+        Console().print(_result(summary), f"Results are in {out}", sep="\n")
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def compare(a: Path, b: Path) -> None:
+    """Compare the results of two runs: folders that `simulate` or `swarm` wrote."""
+    folders = RunFolder(a), RunFolder(b)
+    first, second = (folder.load_summary() for folder in folders)
+    table = Table("", str(a), str(b))
+    settings = _flat(first["settings"]), _flat(second["settings"])
+    for key in sorted(settings[0] | settings[1]):
+        values = [own.get(key) for own in settings]
+        if values[0] != values[1]:
+            table.add_row(key, *map(str, values))
+    table.add_section()
+    for key in first["final"] | second["final"]:
+        table.add_row(_label(key), *(_number(own["final"].get(key)) for own in (first, second)))
+    difference = parameter_difference(*folders)
+    console = Console()
+    console.print(table)
+    console.print(f"largest difference of a parameter of the final local models: {difference}")
+
+
+def parameter_difference(a: RunFolder, b: RunFolder) -> str:
+    """max |x_a - x_b| over all agents and parameters, or why there is no such number."""
+    (x, names), (y, other_names) = a.load_local_models(), b.load_local_models()
+    if names != other_names or x.shape != y.shape:
+        return f"none: {len(x)} agents of {x.shape[1]} parameters and {len(y)} of {y.shape[1]}"
+    return f"{float((x.double() - y.double()).abs().max()):.3g}"
+
+
+def _settings_of(folder: RunFolder) -> SimulationSettings:
+    if not folder.checkpoint.exists():
+        raise ConfigError("expected a run to resume, found no checkpoint", where=str(folder.path))
+    _, meta = folder.load_iterate(torch.device("cpu"))
+    return validate(SimulationSettings, meta["settings"], where=str(folder.checkpoint))
+
+
+@contextmanager
+def _progress(settings: SimulationSettings) -> Iterator[Callable[[Iterate], None]]:
+    """Shows each iterate on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=settings.rounds, note="")
+
+        def observe(iterate: Iterate) -> None:
+            if iterate.agreement is not None:
+                progress.update(bar, description="agreeing", total=None, completed=iterate.round)
+                return
+            progress.update(bar, completed=iterate.round)
+            if iterate.scores and iterate.scores.mean_accuracy is not None:
+                progress.update(bar, note=f"accuracy {iterate.scores.mean_accuracy:.1%}")
+
+        yield observe
+
+
+def _result(summary: Mapping[str, Any]) -> Table:
+    table = Table("", "best", "last", "after gossip")
+    for key in summary["final"]:
+        row = [_number(summary[moment].get(key)) for moment in ("best", "last", "final")]
+        if row != ["-"] * 3:
+            table.add_row(_label(key), *row)
+    table.caption = (
+        f"{len(summary['agents'])} agents, {summary['parameters']} parameters, {summary['rounds']} rounds "
+        f"and {summary['gossip_rounds']} of gossip only; {summary['wall_s']:.1f} s"
+    )
+    return table
+
+
+def _label(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

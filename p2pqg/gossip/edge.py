@@ -58,14 +58,15 @@ PATIENCE = 1.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offer:
-    """What this end brings into one exchange. `payload` is empty on the receiving end of a directed edge,
-    `listens` is False on its sending end."""
+    """What this end brings into one exchange: its own snapshot, whether it sends it to this peer, and
+    whether it listens to the peer's; an undirected edge does both."""
 
     position: Position
     degree: int
     payload: memoryview
     checksum: int
     norm: float
+    sends: bool
     listens: bool
     note: float
     deadline: float
@@ -189,15 +190,15 @@ class Edge:
                 self._seq,
                 *offer.position,
                 offer.degree,
-                len(offer.payload),
+                len(offer.payload) if offer.sends else 0,
                 self.rules.wire,
                 self.rules.round_timeout_s,
                 offer.note,
             )
         )
-        for start in range(0, len(offer.payload), CHUNK_BYTES):
-            self._send(Data(self._seq, start, offer.payload[start : start + CHUNK_BYTES]))
-        if offer.payload:
+        if offer.sends:
+            for start in range(0, len(offer.payload), CHUNK_BYTES):
+                self._send(Data(self._seq, start, offer.payload[start : start + CHUNK_BYTES]))
             self._send(End(self._seq, offer.checksum, offer.norm))
         self._advance()
 
@@ -363,17 +364,17 @@ class Edge:
         offer, incoming = self._offer, self._incoming
         if offer is None or incoming is None or not incoming.complete or self._prepared:
             return
-        found, own = incoming.begin.payload_bytes, len(offer.payload)
-        if bool(found) != offer.listens or (found and own and found != own):
-            expected = (own or "some") if offer.listens else 0
+        expected = len(offer.payload) if offer.listens else 0
+        if incoming.begin.payload_bytes != expected:
             raise RemoteProtocolError(
-                f"expected a payload of {expected} bytes in round {offer.position[0]}, found {found}"
+                f"expected a payload of {expected} bytes in round {offer.position[0]}, "
+                f"found {incoming.begin.payload_bytes}"
             )
         if not self._coordinates(offer):
             if offer.listens:
                 self._prepared = True
                 self._send(Prepared(self._seq, received=incoming.checksum, sent=offer.checksum))
-        elif not offer.payload:
+        elif not offer.sends:
             self._decided(committed=True)
         elif self._promise is not None:
             if (self._promise.received, self._promise.sent) == (offer.checksum, incoming.checksum):
@@ -383,7 +384,7 @@ class Edge:
                 self._refuse_exchange("PREPARED names other checksums")
 
     def _coordinates(self, offer: Offer) -> bool:
-        if offer.listens and offer.payload:
+        if offer.listens and offer.sends:
             return self.greeting.agent < self.peer
         return offer.listens
 

@@ -114,8 +114,8 @@ class Gossip:
         self._waiting = tuple(sorted({*incoming, *outgoing}))
         deadline = now + self.rules.round_timeout_s
         for peer in self._waiting:
-            sends = payload if peer in outgoing else payload[:0]
-            offer = Offer(position, len(incoming), sends, checksum, norm, peer in incoming, note, deadline)
+            sends, listens = peer in outgoing, peer in incoming
+            offer = Offer(position, len(incoming), payload, checksum, norm, sends, listens, note, deadline)
             self._edges[peer].begin(offer)
         if self._leaving:
             self._withdraw()

@@ -1,0 +1,290 @@
+"""An agent's connections: the only place where the gossip machine meets sockets and the clock.
+
+It dials and accepts, feeds what arrives to the machine, and carries out what the machine says. It decides
+one thing, who dials: the smaller name of two neighbours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pqg import seeds
+from p2pqg.errors import IncompatiblePeer, RemoteProtocolError, TransportError
+from p2pqg.gossip.edge import Position, check_greeting
+from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send
+from p2pqg.gossip.messages import Hello, Message, Refuse
+from p2pqg.transport.base import Connection, Transport
+
+TICK_S = 0.1
+GREETING_TIMEOUT_S = 10.0
+RETRY_S = (0.1, 5.0)
+"""First and longest pause between two attempts to reach a neighbour."""
+OUTBOX_LIMIT = 4096
+"""Messages waiting for a peer that does not read, beyond which it is dropped."""
+
+Observe = Callable[[str, Mapping[str, Any]], None]
+"""`observe(event, details)`: something worth a line in the log."""
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """A connection in use, and what waits to be sent over it."""
+
+    connection: Connection
+    outbox: asyncio.Queue[Message | None] = field(default_factory=asyncio.Queue)
+    broken: str = ""
+
+
+class Neighbourhood:
+    """Connections to the neighbours of `greeting.agent`; keep `run` running for as long as it lives."""
+
+    def __init__(
+        self,
+        gossip: Gossip,
+        greeting: Hello,
+        transport: Transport,
+        addresses: Mapping[str, str],
+        observe: Observe,
+    ) -> None:
+        self.gossip = gossip
+        self.address = ""
+        self.refusals: dict[str, str] = {}
+        self._greeting, self._transport, self._addresses, self._observe = (
+            greeting,
+            transport,
+            addresses,
+            observe,
+        )
+        self._links: dict[str, _Link] = {}
+        self._changed = asyncio.Event()
+        self._exchanged: asyncio.Future[Exchanged] | None = None
+        self._bytes = {"sent": 0, "received": 0}  # of connections that are gone
+        self._closing = False
+
+    # ---- the agent's side
+
+    async def listen(self) -> str:
+        """Start accepting; returns the address others can dial."""
+        self.address = await self._transport.listen(self._accept)
+        return self.address
+
+    async def run(self) -> None:
+        """Dial, and let time pass, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tick())
+            for peer in self.gossip.edges:
+                if self._greeting.agent < peer:
+                    group.create_task(self._keep_dialling(peer))
+
+    async def wait_for_all(self, timeout_s: float) -> None:
+        """Until every neighbour is connected and welcome. Raises `TransportError` naming who is not, and
+        why as far as that is known."""
+        if not await self._until(lambda: len(self.gossip.live) == len(self.gossip.edges), timeout_s):
+            missing = [peer for peer in self.gossip.edges if peer not in self.gossip.live]
+            reasons = ", ".join(f"{p} ({self.refusals.get(p, 'no answer')})" for p in missing)
+            raise TransportError(f"neighbours missing after {timeout_s:g} s: {reasons}") from None
+
+    async def exchange(
+        self,
+        position: Position,
+        payload: memoryview,
+        *,
+        checksum: int,
+        norm: float,
+        incoming: tuple[str, ...],
+        outgoing: tuple[str, ...],
+        note: float = 0.0,
+    ) -> Exchanged:
+        """One exchange with the neighbours of this round; ends when every edge has committed or missed."""
+        self._exchanged = asyncio.get_running_loop().create_future()
+        self.gossip.begin(
+            position,
+            payload,
+            checksum=checksum,
+            norm=norm,
+            incoming=incoming,
+            outgoing=outgoing,
+            now=self._now(),
+            note=note,
+        )
+        self._carry_out()
+        return await self._exchanged
+
+    def leave(self) -> None:
+        """Close the round in progress as soon as promises allow."""
+        self.gossip.leave()
+        self._carry_out()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait, not for ever, until no verdict is outstanding."""
+        await self._until(lambda: not self.gossip.in_doubt, timeout_s)
+
+    async def close(self, reason: str) -> None:
+        """Say goodbye, deliver what is queued, and hang up."""
+        self._closing = True
+        self.gossip.goodbye(reason)
+        self._carry_out()
+        for link in self._links.values():
+            link.outbox.put_nowait(None)
+        await self._until(lambda: not self._links, GREETING_TIMEOUT_S)
+        await self._transport.close()
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Encoded bytes sent and received since the start, over all connections."""
+        connections = [link.connection for link in self._links.values()]
+        return (
+            self._bytes["sent"] + sum(c.bytes_sent for c in connections),
+            self._bytes["received"] + sum(c.bytes_received for c in connections),
+        )
+
+    # ---- connections
+
+    async def _keep_dialling(self, peer: str) -> None:
+        jitter = seeds.numpy_generator(0, "backoff", f"{self._greeting.agent}>{peer}")
+        pause = RETRY_S[0]
+        while not self._closing:
+            try:
+                connection = await self._transport.dial(peer, self._addresses[peer])
+            except TransportError as error:
+                self.refusals[peer] = str(error)
+            else:
+                if await self._serve(peer, connection):
+                    pause = RETRY_S[0]
+            if peer in self.refusals and self.gossip.edges[peer].refused:
+                pause = RETRY_S[1]
+            await asyncio.sleep(pause * (0.5 + jitter.random()))
+            pause = min(2 * pause, RETRY_S[1])
+
+    async def _accept(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(GREETING_TIMEOUT_S):
+                hello = await connection.receive()
+        except (TimeoutError, TransportError, RemoteProtocolError) as error:
+            self._observe("stranger", {"reason": str(error) or "no HELLO in time"})
+            await connection.close()
+            return
+        reason = self._unwelcome(hello, connection)
+        if isinstance(hello, Hello) and reason is None:
+            await self._serve(hello.agent, connection, hello)
+            return
+        if reason is not None:
+            self._observe("stranger", {"reason": f"{reason.item}: expected {reason.expected}, "
+                                                 f"found {reason.found}"})  # fmt: skip
+            with contextlib.suppress(TransportError):
+                await connection.send(reason)
+        await connection.close()
+
+    def _unwelcome(self, hello: Message, connection: Connection) -> Refuse | None:
+        """Why the peer that opened a connection with `hello` is nobody we know, or None. A neighbour with
+        other settings is refused by the machine, not here."""
+        if not isinstance(hello, Hello):
+            return Refuse("first message", "HELLO", type(hello).__name__)
+        if connection.peer_identity not in (None, hello.agent):
+            return Refuse("agent", f"{connection.peer_identity}, as the certificate says", hello.agent)
+        if hello.agent in self.gossip.edges:
+            return None
+        try:
+            check_greeting(self._greeting, hello, hello.agent)
+        except IncompatiblePeer as error:
+            return Refuse(error.item, error.expected, error.found)
+        return Refuse("agent", f"a neighbour of {self._greeting.agent}", hello.agent)
+
+    async def _serve(self, peer: str, connection: Connection, hello: Hello | None = None) -> bool:
+        """Use a connection until it ends; returns whether the peer was welcome."""
+        if (old := self._links.get(peer)) is not None:
+            self._hang_up(peer, old, "replaced by a newer connection")
+        link = self._links[peer] = _Link(connection)
+        writer = asyncio.create_task(self._write(link))
+        self.gossip.connected(peer)
+        if hello is not None:
+            self.gossip.received(peer, hello, self._now())
+        self._carry_out()
+        welcome = False
+        try:
+            while not link.broken:
+                message = await connection.receive()
+                if self._links.get(peer) is not link:
+                    break
+                self.gossip.received(peer, message, self._now())
+                self._carry_out()
+                welcome = welcome or peer in self.gossip.live
+        except (TransportError, RemoteProtocolError) as error:
+            link.broken = link.broken or str(error)
+        finally:
+            if self._links.get(peer) is link:
+                self._hang_up(peer, link, link.broken)
+            link.outbox.put_nowait(None)
+            await writer
+            await connection.close()
+            self._bytes["sent"] += connection.bytes_sent
+            self._bytes["received"] += connection.bytes_received
+        return welcome
+
+    async def _write(self, link: _Link) -> None:
+        """Hand messages to the wire one by one; its back pressure is the only queue control there is."""
+        try:
+            while (message := await link.outbox.get()) is not None:
+                await link.connection.send(message)
+        except TransportError:
+            return  # what the peer sent before it left can still be read
+        await link.connection.close()
+
+    def _hang_up(self, peer: str, link: _Link, reason: str) -> None:
+        del self._links[peer]
+        link.outbox.put_nowait(None)
+        was_live = self.gossip.edges[peer].live
+        self.gossip.disconnected(peer, reason)
+        if was_live and not self._closing:
+            self._observe("disconnected", {"peer": peer, "reason": reason})
+        self._carry_out()
+
+    # ---- the machine
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for the machine to reach a state, and say whether it did in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        return condition()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.gossip.tick(self._now())
+            self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Do what the machine says."""
+        for output in self.gossip.outputs():
+            match output:
+                case Send(peer, message):
+                    link = self._links.get(peer)
+                    if link is not None:
+                        link.outbox.put_nowait(message)
+                        if link.outbox.qsize() > OUTBOX_LIMIT:
+                            self._drop(peer, link, "does not read what it is sent")
+                case Drop(peer, reason, refused):
+                    if refused:
+                        self.refusals[peer] = reason
+                    self._observe("refused" if refused else "dropped", {"peer": peer, "reason": reason})
+                    link = self._links.get(peer)
+                    if link is not None:
+                        self._drop(peer, link, reason)
+                case Exchanged():
+                    if self._exchanged is not None and not self._exchanged.done():
+                        self._exchanged.set_result(output)
+        self._changed.set()
+
+    def _drop(self, peer: str, link: _Link, reason: str) -> None:
+        link.broken = reason
+        link.outbox.put_nowait(None)  # what is queued, a REFUSE perhaps, still goes out; then the end
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

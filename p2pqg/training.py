@@ -1,0 +1,150 @@
+"""The part of an agent that computes: one round of the algorithm on the agent's own data.
+
+Everything here runs in the agent's worker thread, never in its event loop. A round is advanced from one
+exchange to the next: `begin` computes until the algorithm asks to mix and returns what goes out, `mixed`
+takes what came back and computes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+from p2pqg import seeds
+from p2pqg.algorithms import Algorithm, Effect, Gradient, Program, State, mix
+from p2pqg.errors import ConfigError, TrainingDiverged
+from p2pqg.gossip.edge import Position
+from p2pqg.gossip.machine import Exchanged, mixed
+from p2pqg.schedules import Schedule
+from p2pqg.tasks.base import Buffers, Evaluation, Task
+from p2pqg.wire.tensors import payload, snapshot
+
+Result = tuple[Tensor, State]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outgoing:
+    """What leaves in one exchange: the snapshot's bytes, their checksum (xxh3-64) and L2 norm."""
+
+    position: Position
+    payload: memoryview
+    checksum: int
+    norm: float
+
+
+class Training:
+    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at.
+
+    `scale` multiplies the gradient (the agent's share of all samples times n, or 1).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        algorithm: Algorithm,
+        schedule: Schedule,
+        *,
+        agent: str,
+        seed: int,
+        wire: str,
+        scale: float = 1.0,
+    ) -> None:
+        self.task, self.algorithm, self.schedule = task, algorithm, schedule
+        self.agent, self.seed, self.wire, self.scale = agent, seed, wire, scale
+        self.x = task.init(seed)
+        self.state = algorithm.init(self.x)
+        self.buffers: Buffers = task.buffers()
+        self.round = 0
+        self.loss = math.nan
+        self.disagreement = 0.0
+        self._program: Program[Result] | None = None
+        self._exchange = 0
+        self._asked: tuple[Tensor, ...] = ()
+        self._sent = torch.empty(0)
+
+    def begin(self, *, gossip_only: bool = False) -> Outgoing | None:
+        """Start a round and compute up to its first exchange; None if it has none and is done."""
+        lrs = self.schedule.steps(self.round, self.algorithm.local_steps)
+        self._program = (
+            _gossip_only(self.x, self.state) if gossip_only else self.algorithm.round(self.x, self.state, lrs)
+        )
+        self._exchange = 0
+        return self._advance(None)
+
+    def mixed(self, exchanged: Exchanged) -> Outgoing | None:
+        """Apply an exchange and compute up to the next one; None if the round is done."""
+        vector, self.disagreement = mixed(self._sent, exchanged, self.wire)
+        d = self.task.spec.d
+        self._exchange += 1
+        return self._advance(tuple(torch.split(vector, d)))
+
+    def evaluate(self) -> Evaluation:
+        """Score the current model on held-out data."""
+        return self.task.evaluate(self.x, self.buffers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint holds."""
+        state = {f"state.{name}": tensor for name, tensor in self.state.items()}
+        return {"x": self.x, **state, **{f"buffer.{name}": b for name, b in self.buffers.items()}}
+
+    def restore(self, tensors: Mapping[str, Tensor], round: int) -> None:
+        """Continue from a checkpoint. Raises `ConfigError` if it holds other tensors than this training."""
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors().items()}
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if expected != found:
+            raise ConfigError(
+                f"expected a checkpoint with {', '.join(expected)} of this model, found {', '.join(found)}"
+            )
+        self.x = tensors["x"]
+        self.state = {name: tensors[f"state.{name}"] for name in self.state}
+        self.buffers = {name: tensors[f"buffer.{name}"] for name in self.buffers}
+        self.round = round
+
+    def _advance(self, answer: tuple[Tensor, ...] | None) -> Outgoing | None:
+        assert self._program is not None
+        losses: list[float] = []
+        try:
+            effect = next(self._program) if answer is None else self._program.send(answer)
+            while isinstance(effect, Gradient):
+                effect = self._program.send((self._gradient(effect, losses),))
+        except StopIteration as stop:
+            self.x, self.state = stop.value
+            self.round += 1
+            return None
+        finally:
+            if losses:
+                self.loss = sum(losses) / len(losses)
+        return self._outgoing(effect)
+
+    def _gradient(self, effect: Gradient, losses: list[float]) -> Tensor:
+        step = self.round * self.algorithm.local_steps + effect.step
+        local = self.task.gradient(effect.x, self.buffers, step)
+        self.buffers = local.buffers
+        loss = float(local.loss)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"{self.agent}: the loss of round {self.round} is {loss}")
+        losses.append(loss)
+        return local.g if self.scale == 1 else local.g * self.scale
+
+    def _outgoing(self, effect: Effect) -> Outgoing:
+        assert not isinstance(effect, Gradient)
+        self._sent = effect.vectors[0] if len(effect.vectors) == 1 else torch.cat(effect.vectors)
+        rounding = seeds.generator(self.seed, f"rounding {self._exchange}", self.agent, self.round)
+        q = snapshot(self._sent, self.wire, rounding)
+        data = payload(q)
+        return Outgoing(
+            (self.round, self._exchange),
+            data,
+            xxhash.xxh3_64_intdigest(data),
+            float(q.to(self._sent.dtype).norm()),
+        )
+
+
+def _gossip_only(x: Tensor, state: State) -> Program[Result]:
+    x = yield from mix(x)
+    return x, state

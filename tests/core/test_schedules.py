@@ -97,6 +97,6 @@ def test_description_tells_schedules_apart_and_ignores_what_has_no_effect() -> N
     ],
 )
 def test_impossible_rates_are_refused_by_key(settings: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match="expected .* found") as caught:
+    with pytest.raises(ConfigError, match=r"expected .* found") as caught:
         Schedule(**settings)
     assert caught.value.key == f"schedule.{key}"

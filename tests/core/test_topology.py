@@ -94,7 +94,7 @@ def test_impossible_sizes_are_refused(name: str, n: int) -> None:
 
 
 def test_unknown_names_and_no_agents_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ring.*found 'mesh'"):
+    with pytest.raises(ConfigError, match=r"ring.*found 'mesh'"):
         build("mesh", 4)
     with pytest.raises(ConfigError, match="at least 1 agent, found 0"):
         build("ring", 0)

@@ -6,10 +6,18 @@ transport decides nothing: who dials whom, who is welcome and what a message mea
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
+from p2pqg.errors import RemoteProtocolError, TransportError
 from p2pqg.gossip.messages import Message
+
+GRACE_S = 5.0
+"""How long a closing end waits for the other to take what was sent, before it breaks the connection."""
+
+_log = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
@@ -30,12 +38,13 @@ class Connection(Protocol):
     async def send(self, message: Message) -> None:
         """Hand one message to the wire; returning is the only back pressure, so never queue ahead of it.
 
+        Several tasks may send; a message that was cancelled on its way out may still arrive, whole.
         Raises `TransportError` if the connection is gone.
         """
 
     async def receive(self) -> Message:
-        """The next message. Raises `TransportError` at the end of the stream and `RemoteProtocolError` for
-        bytes that are no message."""
+        """The next message; one task at a time. A cancelled receive loses nothing. Raises `TransportError`
+        at the end of the stream and `RemoteProtocolError` for bytes that are no message."""
 
     async def close(self) -> None:
         """End the stream; what was sent before is delivered. Calling it again does nothing."""
@@ -60,3 +69,26 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
+
+
+async def serve(accept: Accept, connection: Connection) -> None:
+    """Run `accept` on an inbound connection and close it after. A peer's or the network's fault that `accept`
+    lets through ends this connection only."""
+    try:
+        await accept(connection)
+    except (RemoteProtocolError, TransportError) as error:
+        _log.info("connection from %s ended: %s", connection.peer_identity or "a peer", error)
+    finally:
+        await connection.close()
+
+
+async def finish(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Wait for the tasks that serve closed connections; cancel what has not finished after `GRACE_S`."""
+    waited_for = set(tasks) - {asyncio.current_task()}
+    if not waited_for:
+        return
+    _, late = await asyncio.wait(waited_for, timeout=GRACE_S)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)

@@ -1,0 +1,135 @@
+"""One batched pass and a loop over agents give the same gradients, or the batched pass refuses."""
+
+from __future__ import annotations
+
+from itertools import chain, repeat
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_tasks import FEATURES, dense, normalised, quadratics, supervised
+from torch import nn
+
+from p2pqg.errors import ConfigError
+from p2pqg_simulator.gradients import Loop, Vmap, gradients
+
+
+def different_starts(n: int, d: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(n), dtype=dtype)
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=12), batch_size=st.integers(1, 9))
+@settings(max_examples=25)
+def test_vmap_equals_loop_for_any_shares(sizes: list[int], batch_size: int) -> None:
+    tasks = supervised(sizes, batch_size=batch_size)
+    loop, batched = Loop(tasks), Vmap(tasks)
+    x = different_starts(len(sizes), tasks[0].spec.d)
+    for step in range(5):
+        expected, losses = loop(x, [{}] * len(sizes), step)
+        g, batched_losses = batched(x, [{}] * len(sizes), step)
+        torch.testing.assert_close(g, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(batched_losses, losses, rtol=0, atol=1e-10)
+
+
+def test_loop_replaces_buffers_by_those_after_the_forward_pass() -> None:
+    tasks = supervised([10, 12], module=normalised)
+    buffers = [task.buffers() for task in tasks]
+    x = different_starts(2, tasks[0].spec.d)
+    expected = [task.gradient(x[i], task.buffers(), 3).buffers for i, task in enumerate(tasks)]
+    Loop(tasks)(x, buffers, 3)
+    for own, wanted in zip(buffers, expected, strict=True):
+        assert own.keys() == wanted.keys()
+        assert all(torch.equal(own[name], wanted[name]) for name in own)
+        assert own["1.num_batches_tracked"] == 1
+
+
+def test_the_pool_is_shared_with_the_tasks() -> None:
+    tasks = supervised([4, 7, 5, 6])
+    before = [task.train[0].clone() for task in tasks]
+    Vmap(tasks)
+    assert len({task.train[0].untyped_storage().data_ptr() for task in tasks}) == 1
+    assert all(torch.equal(task.train[0], own) for task, own in zip(tasks, before, strict=True))
+
+
+class Scaled(nn.Module):
+    """Models that differ in what neither their parameters nor their description show."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, 3).double()
+        self.factor = factor
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.linear(inputs)
+
+
+class Branching(nn.Module):
+    """A forward pass that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, 3).double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs) * (2.0 if inputs.sum() > 0 else 1.0)
+
+
+def random_forward() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 3), nn.Dropout(0.5)).double()
+
+
+def mixed_models() -> list[object]:
+    factors = chain([1.0, 1.0, 2.0], repeat(1.0))
+    return list(supervised([8] * 4, module=lambda: Scaled(next(factors))))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        (quadratics(4), "SupervisedTask"),
+        (supervised([8] * 4, module=normalised), "without buffers"),
+        (supervised([8] * 4, module=random_forward), "vmap can batch"),
+        (supervised([8] * 4, module=Branching), "vmap can batch"),
+        (mixed_models(), "same model and loss"),
+    ],
+    ids=["other tasks", "buffers", "dropout", "data-dependent", "different models"],
+)
+def test_what_cannot_be_batched_is_refused_or_looped(tasks: list, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        gradients(tasks, "vmap")
+    assert gradients(tasks, "auto").name == "loop"
+
+
+def test_auto_picks_by_model_and_number_of_agents() -> None:
+    assert gradients(supervised([8] * 8), "auto").name == "vmap"
+    assert gradients(supervised([8] * 2), "auto").name == "loop"
+    assert gradients(supervised([8] * 8), "loop").name == "loop"
+
+    def convolutional() -> nn.Module:
+        return nn.Sequential(
+            nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)
+        ).double()
+
+    tasks = supervised([8] * 8, module=convolutional)
+    assert gradients(tasks, "auto").name == "loop"
+    x = different_starts(8, tasks[0].spec.d)
+    told = gradients(tasks, "vmap")(x, [{}] * 8, 0)[0]
+    torch.testing.assert_close(told, Loop(tasks)(x, [{}] * 8, 0)[0], rtol=0, atol=1e-10)
+
+
+def test_parameters_without_a_gradient_get_zeros() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = dense()
+            self.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.used(inputs)
+
+    tasks = supervised([8] * 4, module=Unused)
+    x = different_starts(4, tasks[0].spec.d)
+    looped, batched = (kind(tasks)(x, [{}] * 4, 0)[0] for kind in (Loop, Vmap))
+    torch.testing.assert_close(batched, looped, rtol=0, atol=1e-10)
+    assert (tasks[0].spec.views(batched)["unused"] == 0).all()

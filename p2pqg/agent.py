@@ -152,13 +152,14 @@ class Agent:
             evaluation = None
             while training.round < self.last_round and not self._stopping:
                 evaluation = await self._train_one_round(metrics)
-            self._checkpoint()
+            await self._settle()
+            await self._compute(self._checkpoint)
             if training.round < self.settings.rounds:
                 return Outcome(training.round, finished=False)
             if evaluation is None:
                 evaluation = await self._compute(training.evaluate)
             agreement = await self._agree(metrics)
-            await self.neighbourhood.settle(self.table.round_timeout_s)
+            await self._settle()
             final = await self._compute(training.evaluate)
             outcome = Outcome(training.round, not self._stopping, evaluation, final, agreement)
             self._save_model(outcome)
@@ -217,6 +218,11 @@ class Agent:
             agreement = agreement.after(training.disagreement, exchanged.heard)
             metrics.write(training.round, {"disagreement": training.disagreement})
         return agreement
+
+    async def _settle(self) -> None:
+        """Wait for outstanding verdicts and apply them."""
+        await self.neighbourhood.settle(self.table.round_timeout_s)
+        await self._compute(self.training.settle, self.gossip.late(exchange=0))
 
     async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged:
         graph = self.topology.graph(outgoing.position[0])

@@ -21,6 +21,8 @@ from p2pqg.transport.base import Connection, Transport
 
 TICK_S = 0.1
 GREETING_TIMEOUT_S = 10.0
+FAREWELL_S = 2.0
+"""How long to wait for the neighbours' goodbyes."""
 RETRY_S = (0.1, 5.0)
 """First and longest pause between two attempts to reach a neighbour."""
 OUTBOX_LIMIT = 4096
@@ -124,10 +126,11 @@ class Neighbourhood:
         await self._until(lambda: not self.gossip.in_doubt, timeout_s)
 
     async def close(self, reason: str) -> None:
-        """Say goodbye, deliver what is queued, and hang up."""
+        """Say goodbye, settle what neighbours still doubt, deliver what is queued, and hang up."""
         self._closing = True
         self.gossip.goodbye(reason)
         self._carry_out()
+        await self._until(lambda: all(self.gossip.edges[peer].parted for peer in self._links), FAREWELL_S)
         for link in self._links.values():
             link.outbox.put_nowait(None)
         await self._until(lambda: not self._links, GREETING_TIMEOUT_S)

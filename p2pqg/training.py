@@ -8,7 +8,7 @@ takes what came back and computes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from p2pqg import seeds
 from p2pqg.algorithms import Algorithm, Effect, Gradient, Program, State, mix
 from p2pqg.errors import ConfigError, TrainingDiverged
-from p2pqg.gossip.edge import Position
+from p2pqg.gossip.edge import Contribution, Position
 from p2pqg.gossip.machine import Exchanged, mixed
 from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Evaluation, Task
@@ -78,10 +78,15 @@ class Training:
 
     def mixed(self, exchanged: Exchanged) -> Outgoing | None:
         """Apply an exchange and compute up to the next one; None if the round is done."""
-        vector, self.disagreement = mixed(self._sent, exchanged, self.wire)
+        updates = (*exchanged.contributions, *exchanged.late)
+        vector, self.disagreement = mixed(self._sent, updates, self.wire)
         d = self.task.spec.d
         self._exchange += 1
         return self._advance(tuple(torch.split(vector, d)))
+
+    def settle(self, late: Iterable[Contribution]) -> None:
+        """Apply what was settled after the last exchange, so that the sum over agents is exact."""
+        self.x, _ = mixed(self.x, late, self.wire)
 
     def evaluate(self) -> Evaluation:
         """Score the current model on held-out data."""

@@ -119,6 +119,7 @@ class Edge:
         self.round_trip_s: float | None = None
         self._send_now = send
         self._greeted = False
+        self._said_goodbye = False
         self._incarnation: int | None = None
         self._seq = 0
         self._offer: Offer | None = None
@@ -137,6 +138,11 @@ class Edge:
         return self._greeted and self.peer_hello is not None and not self.left
 
     @property
+    def parted(self) -> bool:
+        """Whether both ends have said goodbye."""
+        return self.left and self._said_goodbye
+
+    @property
     def in_doubt(self) -> bool:
         """Whether a verdict is outstanding for which this end has promised."""
         return self._doubt is not None
@@ -150,7 +156,7 @@ class Edge:
 
     def connected(self, round: int) -> None:
         """A fresh connection: greet the peer."""
-        self._greeted, self.peer_hello, self.left = True, None, False
+        self._greeted, self.peer_hello, self.left, self._said_goodbye = True, None, False, False
         undecided = self._doubt[0] if self._doubt else None
         greeting = self.greeting
         self._send_now(
@@ -207,6 +213,13 @@ class Edge:
         if self._offer is not None and not self._prepared:
             self._refuse_exchange(reason)
 
+    def goodbye(self, reason: str) -> None:
+        """Say that no BEGIN follows. The peer answers with its own goodbye once it is not in doubt, so the
+        end that waits for the answer can still settle what is open."""
+        if self.peer_hello is not None and not self._said_goodbye:
+            self._said_goodbye = True
+            self._send(Bye(reason))
+
     def tick(self, now: float, round: int) -> None:
         """Let time pass: deadlines, a sign of life, the question that settles a doubt."""
         if self._offer is not None:
@@ -256,6 +269,8 @@ class Edge:
             case Bye():
                 self.left = True
                 self._give_up(f"left: {message.reason}")
+                if self._doubt is None:
+                    self.goodbye("goodbye")
 
     def _hello(self, hello: Hello) -> None:
         if self.peer_hello is not None:
@@ -356,6 +371,8 @@ class Edge:
         if committed:
             self.late.append(self._doubt[1])
         self._doubt = None
+        if self.left:
+            self.goodbye("goodbye")
 
     # ---- deciding
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.edge import Contribution, Edge, Missed, Offer, Position, Rules
-from p2pqg.gossip.messages import Bye, Hello, Message
+from p2pqg.gossip.messages import Hello, Message
 from p2pqg.wire.tensors import tensor
 
 
@@ -136,9 +136,17 @@ class Gossip:
 
     def goodbye(self, reason: str) -> None:
         """Tell every peer that no BEGIN follows."""
-        for peer, edge in self._edges.items():
-            if edge.live:
-                self._outputs.append(Send(peer, Bye(reason)))
+        for edge in self._edges.values():
+            edge.goodbye(reason)
+
+    def late(self, exchange: int) -> tuple[Contribution, ...]:
+        """Contributions to the given exchange of earlier rounds that were settled since; each is handed out
+        once."""
+        late = []
+        for edge in self._edges.values():
+            late += [c for c in edge.late if c.position[1] == exchange]
+            edge.late = [c for c in edge.late if c.position[1] != exchange]
+        return tuple(late)
 
     def outputs(self) -> list[Output]:
         """What to do now, in order; each is handed out once."""
@@ -181,15 +189,11 @@ class Gossip:
             return
         position, self._position = self._position, None
         contributions = tuple(r for r in results if isinstance(r, Contribution))
-        late = []
-        for edge in self._edges.values():
-            late += [c for c in edge.late if c.position[1] == position[1]]
-            edge.late = [c for c in edge.late if c.position[1] != position[1]]
         self._outputs.append(
             Exchanged(
                 position,
                 contributions=contributions,
-                late=tuple(late),
+                late=self.late(position[1]),
                 missed={r.peer: r.reason for r in results if isinstance(r, Missed)},
                 heard=max((c.note for c in contributions), default=0.0),
             )
@@ -207,8 +211,8 @@ class Sender:
         self.outputs.append(Send(self.peer, message))
 
 
-def mixed(x: Tensor, exchanged: Exchanged, wire: str) -> tuple[Tensor, float]:
-    """Apply an exchange to own vectors `x: [k * d]`, and measure how far the neighbours' were.
+def mixed(x: Tensor, contributions: Iterable[Contribution], wire: str) -> tuple[Tensor, float]:
+    """Apply committed pair updates to own vectors `x: [k * d]`, and measure how far the neighbours' were.
 
         x + sum over edges, in order of names, of w_ij (Q_j - Q_i)
 
@@ -217,7 +221,7 @@ def mixed(x: Tensor, exchanged: Exchanged, wire: str) -> tuple[Tensor, float]:
     """
     total = torch.zeros_like(x)
     furthest = 0.0
-    for contribution in (*exchanged.contributions, *exchanged.late):
+    for contribution in contributions:
         if not contribution.weight:
             continue  # the sending end of a directed edge
         theirs = tensor(contribution.theirs, wire, len(x)).to(x.dtype)

@@ -26,7 +26,7 @@ def load_npz(
     not numeric, not finite or of another length than the other.
     """
     try:
-        with np.load(_existing(path), allow_pickle=False) as archive:
+        with _existing(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for name in (inputs, targets):
                 if name not in archive:
                     raise _wrong(path, f"expected an array {name!r}, found {', '.join(archive) or 'none'}")
@@ -45,19 +45,22 @@ def load_csv(path: str | Path, target: str = "label", dtype: torch.dtype = torch
     Raises `ConfigError`, naming the file and the line, if it cannot be read, lacks the column, or holds
     something that is not a finite number.
     """
-    with _existing(path).open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        header = [name.strip() for name in next(lines, [])]
-        if header.count(target) != 1:
-            raise _wrong(path, f"expected one column {target!r}, found {', '.join(header) or 'no line'}")
-        rows = []
-        for row in lines:
-            if len(row) != len(header):
-                raise _wrong(path, f"line {lines.line_num}: expected {len(header)} values, found {len(row)}")
-            try:
-                rows.append([float(value) for value in row])
-            except ValueError as error:
-                raise _wrong(path, f"line {lines.line_num}: expected numbers: {error}") from error
+    try:
+        text = _existing(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _wrong(path, f"expected UTF-8 text: {error}") from error
+    lines = csv.reader(text.splitlines())
+    header = [name.strip() for name in next(lines, [])]
+    if header.count(target) != 1:
+        raise _wrong(path, f"expected one column {target!r}, found {', '.join(header) or 'no line'}")
+    rows = []
+    for row in lines:
+        if len(row) != len(header):
+            raise _wrong(path, f"line {lines.line_num}: expected {len(header)} values, found {len(row)}")
+        try:
+            rows.append([float(value) for value in row])
+        except ValueError as error:
+            raise _wrong(path, f"line {lines.line_num}: expected numbers: {error}") from error
     table = np.array(rows, dtype=np.float64).reshape(-1, len(header))
     column = header.index(target)
     wanted = table[:, column]

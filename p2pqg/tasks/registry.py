@@ -49,7 +49,7 @@ def load_task_factory(name: str, base: Path) -> TaskFactory:
     module = _import_file(base / source) if source.endswith(".py") else _import_module(source)
     function = getattr(module, attribute, None)
     if not callable(function):
-        found = "nothing of that name" if function is None else f"a {type(function).__name__}"
+        found = "nothing of that name" if function is None else repr(function)
         raise ConfigError(f"expected a function {attribute} in {source}, found {found}", key=KEY)
 
     def make_task(context: TaskContext) -> Task:
@@ -63,7 +63,7 @@ def load_task_factory(name: str, base: Path) -> TaskFactory:
             contract = [member for member in vars(Task) if not member.startswith("_")]
             missing = ", ".join(member for member in contract if not hasattr(task, member))
             raise ConfigError(
-                f"expected {name} to return a Task, found a {type(task).__name__} without {missing}", key=KEY
+                f"expected {name} to return a Task, found {type(task).__name__} without {missing}", key=KEY
             )
         return task
 

@@ -1,0 +1,348 @@
+"""gRPC: one bidirectional stream of raw bytes for each connection, mutual TLS if the agent has an identity.
+
+Frames pass gRPC as bytes (identity serializers), so the bulk is copied as seldom as gRPC's core allows, and
+core itself refuses a frame that is too large before this program sees it. Dialling succeeds only once the
+other end has answered, so a peer that cannot be reached, or cannot prove the name that was dialled, is found
+there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from p2pqg.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from p2pqg.gossip.messages import Message
+from p2pqg.security import Identity
+from p2pqg.transport.base import GRACE_S, Accept, finish, serve
+from p2pqg.wire.codec import MAX_FRAME_BYTES, decode, encode
+
+T = TypeVar("T")
+
+SERVICE = "p2pqg.v1.Gossip"
+METHOD = f"/{SERVICE}/Exchange"
+
+DIAL_TIMEOUT_S = 10.0
+MAX_INBOUND = 256
+"""Inbound streams served at once."""
+
+_CHANNEL_OPTIONS = {
+    "grpc.max_receive_message_length": MAX_FRAME_BYTES,
+    "grpc.max_send_message_length": MAX_FRAME_BYTES,
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.http2.lookahead_bytes": 8 << 20,
+    "grpc.http2.max_frame_size": 1 << 20,
+}
+_CLIENT_OPTIONS = _CHANNEL_OPTIONS | {
+    "grpc.enable_retries": 0,  # a retry would need a copy of everything sent
+    "grpc.enable_http_proxy": 0,  # peers are dialled where they say they are
+    "grpc.use_local_subchannel_pool": 1,  # one TCP connection for each stream
+}
+_SERVER_OPTIONS = _CHANNEL_OPTIONS | {
+    "grpc.so_reuseport": 0,  # a taken port is an error, not a silent split of the traffic
+    "grpc.http2.min_ping_interval_without_data_ms": 5_000,  # below the other end's keepalive
+    "grpc.http2.min_recv_ping_interval_without_data_ms": 5_000,
+    "grpc.http2.max_ping_strikes": 0,
+    "grpc.max_concurrent_streams": 8,
+}
+
+
+class _Stream(Protocol):
+    """What grpc.aio's client call and server context have in common."""
+
+    async def read(self) -> Any: ...
+    async def write(self, message: bytes) -> None: ...
+
+
+class GrpcConnection:
+    """One end of a stream.
+
+    grpc.aio breaks the whole stream when a task that reads or writes is cancelled, so both run in tasks of
+    their own; a cancelled `receive` leaves its read to the next one.
+    """
+
+    def __init__(self, stream: _Stream, peer_identity: str | None) -> None:
+        self.bytes_sent = self.bytes_received = 0
+        self._stream = stream
+        self._peer_identity = peer_identity
+        self._sending = asyncio.Lock()
+        self._reading: asyncio.Task[Any] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._ended: str | None = None
+
+    @property
+    def peer_identity(self) -> str | None:
+        return self._peer_identity
+
+    async def send(self, message: Message) -> None:
+        frame = encode(message)
+        async with self._sending:
+            await self._written()
+            self._raise_if_ended()
+            self._writing = _start(self._stream.write(frame))
+            self.bytes_sent += len(frame)
+            await self._written()
+
+    async def receive(self) -> Message:
+        self._raise_if_ended()
+        try:
+            frame = await self._read()
+        except TransportError as error:
+            self.end(str(error))
+            raise
+        if frame is grpc.aio.EOF:
+            self.end("the peer closed the connection")
+        self._raise_if_ended()
+        self.bytes_received += len(frame)
+        return decode(frame)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await self._hang_up()
+        except (TimeoutError, TransportError, RemoteProtocolError):
+            pass  # it ends either way
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """End the stream at once; what is on its way is lost."""
+        self._closed = True
+        await self._end_stream()
+        if operations := [task for task in (self._reading, self._writing) if task is not None]:
+            await asyncio.wait(operations)
+
+    def end(self, reason: str) -> None:
+        """Nothing can be sent or received any more."""
+        self._ended = self._ended or reason
+
+    async def _hang_up(self) -> None:
+        """Tell the peer that nothing follows, behind all that was sent."""
+        raise NotImplementedError
+
+    async def _end_stream(self) -> None:
+        """Free the stream, and with it every pending read and write."""
+        raise NotImplementedError
+
+    async def _read(self) -> Any:
+        reading = self._reading = self._reading or _start(self._stream.read())
+        frame = await _outcome(reading)
+        if self._reading is reading:
+            self._reading = None
+        return frame
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await _outcome(self._writing)
+            self._writing = None
+
+    def _raise_if_ended(self) -> None:
+        if self._closed or self._ended is not None:
+            raise TransportError(self._ended or "the connection is closed")
+
+
+class _Dialled(GrpcConnection):
+    def __init__(
+        self, call: Any, channel: Any, peer_identity: str | None, forget: Callable[[GrpcConnection], None]
+    ) -> None:
+        super().__init__(call, peer_identity)
+        self._call, self._channel, self._forget = call, channel, forget
+
+    async def _hang_up(self) -> None:
+        async with self._sending:
+            await self._written()
+            await self._call.done_writing()
+        while await self._read() is not grpc.aio.EOF:  # the peer's last word comes behind what it sent
+            pass
+
+    async def _end_stream(self) -> None:
+        self._call.cancel()
+        await self._channel.close()
+        self._forget(self)
+
+
+class _Accepted(GrpcConnection):
+    def __init__(self, context: Any, peer_identity: str | None) -> None:
+        super().__init__(context, peer_identity)
+        self.finished = asyncio.Event()
+
+    def end(self, reason: str) -> None:
+        super().end(reason)
+        self.finished.set()
+
+    async def _hang_up(self) -> None:
+        async with self._sending:
+            await self._written()
+
+    async def _end_stream(self) -> None:
+        self.finished.set()
+
+
+class GrpcTransport:
+    """Listens at `bind` (``host:port``, port 0 for any free one) and dials ``host:port`` addresses.
+
+    With an identity every connection is mutual TLS and only agents with a certificate of the same authority
+    get in; without, connections are plaintext and prove no name.
+    """
+
+    def __init__(self, bind: str = "127.0.0.1:0", identity: Identity | None = None) -> None:
+        self._bind = bind
+        self._identity = identity
+        self._server: Any = None
+        self._accept: Accept | None = None
+        self._health = health.aio.HealthServicer()
+        self._dialled: set[GrpcConnection] = set()
+        self._inbound: dict[_Accepted, asyncio.Task[None]] = {}
+
+    async def listen(self, accept: Accept) -> str:
+        if self._server is not None:
+            raise LocalProtocolError("the transport already listens")
+        server = grpc.aio.server(options=list(_SERVER_OPTIONS.items()))
+        exchange = grpc.stream_stream_rpc_method_handler(self._exchange)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Exchange": exchange}),)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            if self._identity is None:
+                port = server.add_insecure_port(self._bind)
+            else:
+                port = server.add_secure_port(self._bind, _server_credentials(self._identity))
+        except RuntimeError as error:
+            raise ConfigError(_why_not_bound(self._bind), key="listen") from error
+        self._accept = accept
+        self._server = server
+        await server.start()
+        for service in ("", SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return f"{self._bind.rpartition(':')[0]}:{port}"
+
+    async def dial(self, peer: str, address: str) -> GrpcConnection:
+        options: list[tuple[str, Any]] = list(_CLIENT_OPTIONS.items())
+        if self._identity is None:
+            channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            options.append(("grpc.ssl_target_name_override", peer))
+            channel = grpc.aio.secure_channel(address, _client_credentials(self._identity), options=options)
+        call = channel.stream_stream(METHOD)()
+        identity = peer if self._identity is not None else None
+        connection = _Dialled(call, channel, identity, self._dialled.discard)
+        answer = _start(call.initial_metadata())
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await _outcome(answer)
+            if call.done():  # refused: the answer was the end of the call
+                await _outcome(_start(call.read()))
+                raise TransportError("refused")
+        except (TimeoutError, TransportError, RemoteProtocolError) as error:
+            await connection.abandon()
+            raise TransportError(f"{peer} cannot be reached at {address}: {error or 'no answer'}") from error
+        except BaseException:
+            await connection.abandon()
+            raise
+        self._dialled.add(connection)
+        return connection
+
+    async def close(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        connections = [*self._dialled, *self._inbound]
+        await asyncio.gather(*(connection.close() for connection in connections))
+        await finish(self._inbound.values())
+        if self._server is not None:
+            await self._server.stop(GRACE_S)
+
+    async def _exchange(self, _: Any, context: Any) -> None:
+        """Serve one inbound stream; returning ends it."""
+        peer, identity = context.peer(), None
+        if len(self._inbound) >= MAX_INBOUND:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"already {MAX_INBOUND} streams")
+        if self._identity is not None:
+            names = context.auth_context().get("peer_dns", ())
+            if len(names) != 1:
+                await context.abort(
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    f"expected a certificate with one dNSName, found {len(names)}",
+                )
+            identity = names[0].decode("ascii", "replace")
+        assert self._accept is not None
+        await context.send_initial_metadata(())
+        connection = _Accepted(context, identity)
+        task = asyncio.create_task(serve(self._accept, connection))
+        self._inbound[connection] = task
+        task.add_done_callback(lambda _: self._inbound.pop(connection))
+        try:
+            await connection.finished.wait()
+        except asyncio.CancelledError:
+            connection.end(f"{peer} broke the connection")
+            raise
+
+
+def _start(operation: Any) -> asyncio.Task[Any]:
+    """Run a grpc.aio operation in its own task; its outcome may be left unread."""
+    task = asyncio.create_task(operation)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+async def _outcome(operation: asyncio.Task[T]) -> T:
+    """The result of an operation, which goes on if this waiting is cancelled. Its failure is the network's or
+    the peer's, in our terms."""
+    await asyncio.wait([operation])
+    if operation.cancelled():
+        raise TransportError("the connection broke")
+    error = operation.exception()
+    if error is None:
+        return operation.result()
+    if isinstance(error, grpc.aio.AioRpcError):
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise RemoteProtocolError(f"frame beyond {MAX_FRAME_BYTES} bytes: {error.details()}") from error
+        raise TransportError(f"{error.code().name.lower()}: {error.details()}") from error
+    if isinstance(error, grpc.aio.BaseError | asyncio.InvalidStateError):
+        raise TransportError(f"the connection broke: {error}") from error
+    raise error
+
+
+def _server_credentials(identity: Identity) -> Any:
+    return grpc.ssl_server_credentials(
+        [(identity.private_key, identity.certificate)],
+        root_certificates=identity.authority,
+        require_client_auth=True,
+    )
+
+
+def _client_credentials(identity: Identity) -> Any:
+    return grpc.ssl_channel_credentials(
+        root_certificates=identity.authority,
+        private_key=identity.private_key,
+        certificate_chain=identity.certificate,
+    )
+
+
+def _why_not_bound(address: str) -> str:
+    """gRPC does not say why it could not bind; the socket does."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port taken: another process listens at {address}"
+        return f"cannot listen at {address}: {error.strerror or error}"
+    except ValueError:
+        return f"expected host:port, found {address}"
+    return f"cannot listen at {address}"

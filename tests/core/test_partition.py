@@ -50,11 +50,23 @@ def test_small_alpha_concentrates_classes(kind: str) -> None:
     assert largest_class(100.0) < 0.2 < 0.4 < largest_class(0.1)
 
 
-@pytest.mark.parametrize(("n", "alpha", "seed"), [(8, 0.1, 1), (16, 1.0, 6), (20, 0.1, 7), (23, 10.0, 8)])
-def test_papers_lists_follow_the_written_procedure_draw_for_draw(n: int, alpha: float, seed: int) -> None:
-    """Section 3.1 of the protocol, steps 1 to 3, in plain loops over samples."""
+@pytest.mark.parametrize(
+    ("samples", "n", "alpha", "seed"),
+    [
+        (1437, 8, 0.1, 1),
+        (1437, 16, 1.0, 6),
+        (1437, 20, 0.1, 7),
+        (1437, 23, 10.0, 8),
+        (100, 10, 0.05, 6),  # a class is as large as the cap, which is then met exactly
+    ],
+)
+def test_papers_partition_follows_the_written_procedure_draw_for_draw(
+    samples: int, n: int, alpha: float, seed: int
+) -> None:
+    """Section 3.1 of the protocol in plain loops over samples."""
+    labels = LABELS[:samples]
     random = np.random.RandomState(seed)
-    rows = np.array([[index, label] for index, label in enumerate(LABELS)])
+    rows = np.array([[index, label] for index, label in enumerate(labels)])
     random.shuffle(rows)
     expected: list[list[int]] = []
     while len(expected) < n:
@@ -75,11 +87,11 @@ def test_papers_lists_follow_the_written_procedure_draw_for_draw(n: int, alpha: 
                 for j in range(G):
                     lists[j] += members[bounds[j] : bounds[j + 1]]
         expected += lists
-    found = dirichlet_lists(LABELS, n, alpha, seed)
+    found = dirichlet_lists(labels, n, alpha, seed)
     assert [own.tolist() for own in found] == expected
     joined = [index for own in expected for index in own]
-    size = len(LABELS) // n
-    for i, share in enumerate(partition("dirichlet", LABELS, n, alpha, seed)):
+    size = samples // n
+    for i, share in enumerate(partition("dirichlet", labels, n, alpha, seed)):
         assert share.tolist() == joined[i * size : (i + 1) * size]
 
 

@@ -52,8 +52,9 @@ STATUS_INTERVAL_S = 1.0
 VERDICTS_KEPT = 8
 STRIKES = 5
 """Broken payloads after which a peer is dropped."""
-PATIENCE = 1.5
-"""A participant waits this much longer than a coordinator, so that the verdict can still arrive."""
+PATIENCE = 0.5
+"""A participant waits this share of the timeout longer than a coordinator, so that the verdict can still
+arrive."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +126,7 @@ class Edge:
         self._offer: Offer | None = None
         self._incoming: Incoming | None = None
         self._prepared = False
+        self._deadline = self._now = -math.inf
         self._promise: Prepared | None = None
         self._doubt: tuple[int, Contribution] | None = None
         self._closed: Position = (-1, -1)
@@ -178,8 +180,9 @@ class Edge:
         if self._offer is not None or self._incoming is not None:
             self._give_up(reason)
 
-    def begin(self, offer: Offer) -> None:
+    def begin(self, offer: Offer, now: float) -> None:
         """Enter an exchange; `result` tells how it ends, at once if the edge cannot take part."""
+        self._now = now
         if self._offer is not None:
             raise LocalProtocolError(f"edge to {self.peer}: an offer is still open")
         self.result = None
@@ -190,7 +193,7 @@ class Edge:
             return
         if self._incoming is not None and self._incoming.position < offer.position:
             self._incoming = None
-        self._offer = offer
+        self._offer, self._deadline = offer, offer.deadline
         self._send(
             Begin(
                 self._seq,
@@ -222,9 +225,10 @@ class Edge:
 
     def tick(self, now: float, round: int) -> None:
         """Let time pass: deadlines, a sign of life, the question that settles a doubt."""
+        self._now = now
         if self._offer is not None:
-            patience = 1.0 if self._coordinates(self._offer) else PATIENCE
-            if now >= self._offer.deadline + (patience - 1) * self.rules.round_timeout_s:
+            patience = 0 if self._coordinates(self._offer) else PATIENCE
+            if now >= self._deadline + patience * self.rules.round_timeout_s:
                 if self._prepared:
                     self._give_up("no verdict before the deadline")
                 else:
@@ -239,6 +243,7 @@ class Edge:
 
     def received(self, message: Message, now: float) -> None:
         """One message from the peer. Raises `RemoteProtocolError` where the peer must be dropped."""
+        self._now = now
         if isinstance(message, Refuse):
             self.refused = message
             raise IncompatiblePeer(message.item, message.found, message.expected)
@@ -390,6 +395,7 @@ class Edge:
         if not self._coordinates(offer):
             if offer.listens:
                 self._prepared = True
+                self._deadline = max(self._deadline, self._now + self.rules.round_timeout_s)
                 self._send(Prepared(self._seq, received=incoming.checksum, sent=offer.checksum))
         elif not offer.sends:
             self._decided(committed=True)

@@ -116,7 +116,7 @@ class Gossip:
         for peer in self._waiting:
             sends, listens = peer in outgoing, peer in incoming
             offer = Offer(position, len(incoming), payload, checksum, norm, sends, listens, note, deadline)
-            self._edges[peer].begin(offer)
+            self._edges[peer].begin(offer, now)
         if self._leaving:
             self._withdraw()
         self._close()

@@ -1,0 +1,181 @@
+"""The keystone: real agents exchanging messages follow the trajectory of the matrix simulation.
+
+Agents run over the in-memory network under virtual time: every message is delayed, some arrive twice, edges
+overtake each other. The simulator computes W @ v on the stacked state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from p2pqg.agent import Agent
+from p2pqg.algorithms import ALGORITHMS, build
+from p2pqg.config import RunSettings, SimulationSettings
+from p2pqg.errors import ConfigError
+from p2pqg.tasks import Task
+from p2pqg.tasks.quadratic import QuadraticTask, make_task
+from p2pqg.topology import TOPOLOGIES
+from p2pqg.topology import build as build_topology
+from p2pqg.transport.memory import Faults, MemoryNetwork
+from p2pqg_simulator import simulate
+from p2pqg_simulator.swarm import in_memory, memory_network
+
+ROUNDS = 12
+DELAYS = Faults(delay_s=(0.001, 0.3), duplicate=0.1)
+
+
+def settings(algorithm: str, local_steps: int = 1, weight_decay: float = 1e-3, **changes: Any) -> RunSettings:
+    table = {
+        "rounds": ROUNDS,
+        "task": {"name": "quadratic", "dtype": "float64", "options": {"noise": 0.1}},
+        "algorithm": {"name": algorithm, "weight_decay": weight_decay, "local_steps": local_steps},
+        "schedule": {"lr": 0.2, "warmup_steps": 4, "milestones": [9]},
+        "finish": {"max_rounds": 6},
+    }
+    return RunSettings.model_validate(table | changes)
+
+
+def tasks(run: RunSettings, names: tuple[str, ...]) -> list[QuadraticTask]:
+    return [make_task(run.context(name, names)) for name in names]
+
+
+def agents(run: RunSettings, topology: str, n: int, seed: int, faults: Faults = DELAYS) -> list[Agent]:
+    network = memory_network(topology, n)
+    memory = MemoryNetwork(seed, faults)
+    return [agent for agent, _ in in_memory(network, run, tasks(run, network.names), memory)]
+
+
+def models(run: list[Agent]) -> Tensor:
+    return torch.stack([agent.training.x for agent in run])
+
+
+def simulated(run: RunSettings, topology: str, n: int) -> Tensor:
+    network = run.model_dump() | {"agents": n, "topology": topology}
+    *_, last = simulate(SimulationSettings.model_validate(network))
+    return last.x
+
+
+def cases(sizes: range | list[int]) -> list[tuple[str, str, int]]:
+    """Every algorithm on every topology that exists for n agents."""
+    found = []
+    for topology, n in itertools.product(TOPOLOGIES, sizes):
+        try:
+            graph = build_topology(topology, n)
+        except ConfigError:
+            continue
+        found += [
+            (algorithm, topology, n)
+            for algorithm in ALGORITHMS
+            if graph.complete or not build(algorithm).needs_mean
+        ]
+    return found
+
+
+def assert_equal_to_the_matrix(algorithm: str, topology: str, n: int, seeds: range) -> None:
+    run = settings(algorithm)
+    reference = simulated(run, topology, n)
+    first = models(agents(run, topology, n, seeds[0]))
+    torch.testing.assert_close(first, reference, rtol=0, atol=1e-12)
+    for seed in seeds[1:]:
+        assert torch.equal(models(agents(run, topology, n, seed)), first), f"delay seed {seed}"
+
+
+@pytest.mark.parametrize(("algorithm", "topology", "n"), cases([2, 3, 5, 8]))
+def test_agents_equal_the_simulator(algorithm: str, topology: str, n: int) -> None:
+    assert_equal_to_the_matrix(algorithm, topology, n, range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "topology", "n"), cases(range(2, 10)))
+def test_agents_equal_the_simulator_under_many_delays(algorithm: str, topology: str, n: int) -> None:
+    assert_equal_to_the_matrix(algorithm, topology, n, range(20))
+
+
+@pytest.mark.parametrize("algorithm", ["dsgd", "dsgdm-n", "qg-dsgdm", "qg-dsgdm-n"])
+def test_local_steps_are_the_same_in_both(algorithm: str) -> None:
+    run = settings(algorithm, local_steps=3)
+    torch.testing.assert_close(
+        models(agents(run, "ring", 5, 0)), simulated(run, "ring", 5), rtol=0, atol=1e-12
+    )
+
+
+# ---- lost edges: a task without gradients shows what gossip alone does
+
+
+@dataclass(frozen=True, eq=False)
+class Still:
+    """A task that starts every agent elsewhere and never moves it."""
+
+    task: QuadraticTask
+    start: Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def init(self, seed: int) -> Tensor:
+        return self.start.clone()
+
+    def gradient(self, x: Tensor, buffers: Any, step: int) -> Any:
+        local = self.task.gradient(x, buffers, step)
+        return type(local)(torch.zeros_like(x), torch.zeros(()), buffers)
+
+
+def scattered(n: int, d: int = 10) -> Tensor:
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def run_still(algorithm: str, topology: str, n: int, seed: int, faults: Faults) -> list[Agent]:
+    run = settings(algorithm, weight_decay=0.0, finish={"max_rounds": 0})
+    network = memory_network(topology, n)
+    still: list[Task] = [
+        Still(task, start)  # type: ignore[misc]
+        for task, start in zip(tasks(run, network.names), scattered(n), strict=True)
+    ]
+    memory = MemoryNetwork(seed, faults)
+    return [agent for agent, _ in in_memory(network, run, still, memory, round_timeout_s=2)]
+
+
+@pytest.mark.parametrize("algorithm", ["dsgd", "dsgdm-n", "qg-dsgdm-n"])
+@pytest.mark.parametrize("topology", ["ring", "one-peer-hypercube", "star"])
+def test_a_lost_exchange_keeps_the_mean(algorithm: str, topology: str) -> None:
+    for seed in range(3):
+        run = run_still(algorithm, topology, 8, seed, Faults(delay_s=(0.0, 0.1), exchange_loss=0.3))
+        assert any(agent.participation.missing for agent in run)
+        torch.testing.assert_close(models(run).mean(0), scattered(8).mean(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("drop", [0.01, 0.1])
+def test_any_lost_message_keeps_the_mean(drop: float) -> None:
+    """Also votes and verdicts: what is in doubt is settled later, and the mean is exact again."""
+    for seed in range(5):
+        run = run_still("dsgd", "ring", 6, seed, Faults(delay_s=(0.0, 0.1), drop=drop))
+        assert not any(agent.gossip.in_doubt for agent in run)
+        torch.testing.assert_close(models(run).mean(0), scattered(6).mean(0), rtol=0, atol=1e-12)
+
+
+def test_lost_exchanges_are_those_of_a_matrix_with_the_weight_at_home() -> None:
+    """x' = W_t x, where W_t has the weights of the edges that were lost in round t on its diagonal."""
+    run = run_still("dsgd", "ring", 6, 4, Faults(delay_s=(0.0, 0.1), exchange_loss=0.3))
+    W = build_topology("ring", 6).graph(0).matrix()
+    lost: set[tuple[int, int, int]] = set()
+    for i, agent in enumerate(run):
+        for span in agent.participation.missing:
+            j = agent.names.index(span["peer"])
+            lost |= {(round, i, j) for round in range(span["from"], span["to"] + 1)}
+    assert lost
+    assert lost == {(round, j, i) for round, i, j in lost}, "both ends lose an edge"
+    x = scattered(6)
+    for round in range(ROUNDS):
+        W_t = W.clone()
+        for at, i, j in lost:
+            if at == round:
+                W_t[i, i] += W_t[i, j]
+                W_t[i, j] = 0
+        x = W_t @ x
+    torch.testing.assert_close(models(run), x, rtol=0, atol=1e-12)

@@ -1,13 +1,15 @@
 """Tensors and a few facts about them in one file: safetensors, never pickle.
 
-The header's metadata hold `meta` as JSON and a checksum (xxh3-128) over the meta and over every tensor's
-name, dtype, shape and bytes. Any safetensors reader can open the file; this one also notices a flipped bit.
+The header's metadata have one entry, `p2pqg`: JSON of `meta` and of a checksum (xxh3-128) over the meta and
+over every tensor's name, dtype, shape and bytes. Any safetensors reader can open the file; this one also
+notices a flipped bit. Equal content gives equal files.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from torch import Tensor
 from p2pqg.errors import StorageError
 from p2pqg.storage import write_atomically
 
+HEADER = "p2pqg"
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `write_atomically`).
@@ -30,7 +34,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
            for name, tensor in tensors.items()}  # fmt: skip
     text = json.dumps(meta, allow_nan=False, sort_keys=True)
-    header = {"meta": text, "checksum": _checksum(own, text)}
+    # One entry, because safetensors writes several in an order that changes from run to run.
+    header = {HEADER: json.dumps({"checksum": _checksum(own, text), "meta": text})}
     write_atomically(path, serialise(own, metadata=header))
 
 
@@ -41,7 +46,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise StorageError(f"{path}: no such checkpoint") from None
@@ -49,11 +54,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StorageError(f"{path}: cannot read: {error.strerror or error}") from error
     except (SafetensorError, UnicodeDecodeError) as error:
         raise StorageError(f"{path}: corrupted, or not a checkpoint: {error}") from error
-    if not {"meta", "checksum"} <= set(header):
+    if header is None:
         raise StorageError(f"{path}: expected a checkpoint of this program, found other tensors")
-    if header["checksum"] != _checksum(tensors, header["meta"]):
+    try:
+        checksum, text = itemgetter("checksum", "meta")(json.loads(header))
+    except (ValueError, LookupError, TypeError):
+        raise StorageError(f"{path}: corrupted: its header cannot be read") from None
+    if checksum != _checksum(tensors, str(text)):
         raise StorageError(f"{path}: corrupted: its checksum does not match its content")
-    meta: dict[str, Any] = json.loads(header["meta"])
+    meta: dict[str, Any] = json.loads(text)
     return tensors, meta
 
 

@@ -47,6 +47,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         assert loaded[name].shape == tensor.shape
         assert bits(loaded[name]) == bits(tensor)
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    checkpoint.save(tmp_path / "again", dict(reversed(tensors().items())), dict(reversed(META.items())))
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))

@@ -18,8 +18,11 @@ from p2pqg.errors import ConfigError
 
 from .engine import Iterate
 from .folder import RunFolder
+from .live import live
 from .options import read_settings, settings_options
 from .record import record
+from .simulate import make_tasks
+from .swarm import Swarm, run, settings_of
 
 
 @click.command()
@@ -43,6 +46,24 @@ def simulate(
         summary = record(settings, out, engine=engine, resume=resume, stop_after=stop_after, observe=observe)
     if summary is None:
         click.echo(f"stopped after round {stop_after}; go on with --resume --out {out}")
+    else:
+        Console().print(_result(summary), f"Results are in {out}", sep="\n")
+
+
+@click.command()
+@settings_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option("--resume", is_flag=True, help="Go on from the agents' checkpoints in --out.")
+@click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
+def swarm(out: Path, resume: bool, stop_after: int | None, **options: Any) -> None:
+    """Train the same network with real agents: one process each on this host, over gRPC."""
+    settings = read_settings(options, settings_of(out) if resume else None)
+    agents = Swarm(settings, out, resume=resume, stop_after=stop_after)
+    tasks = make_tasks(agents.settings)
+    with live(agents) as observe:
+        summary = run(agents, tasks, observe)
+    if summary is None:
+        click.echo(f"stopped; go on with --resume --out {out}")
     else:
         Console().print(_result(summary), f"Results are in {out}", sep="\n")
 

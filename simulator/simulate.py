@@ -8,6 +8,7 @@ from typing import Any
 
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
+from p2pqg.tasks.base import Task
 from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation, centralised
@@ -78,17 +79,24 @@ def build(
     """The simulation that settings describe. `make_task` takes the place of the task they name, whose file
     is looked up from `base`."""
     settings = effective(settings)
-    names = settings.names
-    factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
     return Simulation(
-        [factory(settings.context(name, names)) for name in names],
+        make_tasks(settings, make_task, base),
         settings.graph,
         settings.algorithm.build(),
         settings.schedule.build(),
-        names=names,
+        names=settings.names,
         weighting=settings.task.weighting,
         engine=engine,
     )
+
+
+def make_tasks(
+    settings: SimulationSettings, make_task: TaskFactory | None = None, base: Path = Path()
+) -> list[Task]:
+    """The learning problems of all agents, in order of their names."""
+    names = settings.names
+    factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
+    return [factory(settings.context(name, names)) for name in names]
 
 
 def effective(settings: SimulationSettings) -> SimulationSettings:

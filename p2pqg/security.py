@@ -92,7 +92,7 @@ class TlsFiles:
         return Identity(names[0], certificate_pem, key_pem, authority_pem)
 
 
-def issue(folder: Path, agents: Sequence[str], *, days: int = 365) -> dict[str, TlsFiles]:
+def issue(folder: Path, agents: Sequence[str], *, days: float = 365) -> dict[str, TlsFiles]:
     """Create an authority and a certificate for each agent in `folder`; the files of each agent by name.
 
     The authority's key is written to ``authority.key``: whoever holds it can join the network.
@@ -145,7 +145,7 @@ def _dns_names(certificate: x509.Certificate) -> list[str]:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (

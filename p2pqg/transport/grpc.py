@@ -96,7 +96,7 @@ class GrpcConnection:
         self._raise_if_ended()
         try:
             frame = await self._read()
-        except TransportError as error:
+        except (TransportError, RemoteProtocolError) as error:
             self.end(str(error))
             raise
         if frame is grpc.aio.EOF:

@@ -139,7 +139,8 @@ class MemoryNetwork:
             return ()
         return copies
 
-    async def _connect(self, agent: str, peer: str, address: str) -> MemoryConnection:
+    async def _connect(self, dialler: MemoryTransport, peer: str, address: str) -> MemoryConnection:
+        agent = dialler.agent
         await asyncio.sleep(self._draw(agent, peer)[0])
         if frozenset((agent, peer)) in self._lost:
             raise TransportError(f"{peer} cannot be reached at {address}: the edge is lost")
@@ -149,10 +150,11 @@ class MemoryNetwork:
         if found != peer:
             raise TransportError(f"{address} proves the name {found}, expected {peer}")
         there, back = _Pipe(), _Pipe()
-        near = MemoryConnection(self, agent, peer, outgoing=there, incoming=back)
-        far = MemoryConnection(self, peer, agent, outgoing=back, incoming=there)
+        listener = self._listening[peer]
+        near = MemoryConnection(self, dialler, peer, outgoing=there, incoming=back)
+        far = MemoryConnection(self, listener, agent, outgoing=back, incoming=there)
         self._connections += [near, far]
-        self._listening[peer]._serve(far)
+        listener._serve(far)
         return near
 
 
@@ -160,9 +162,14 @@ class MemoryConnection:
     """One end of a stream. The network vouches for the peer's name."""
 
     def __init__(
-        self, network: MemoryNetwork, agent: str, peer: str, outgoing: _Pipe, incoming: _Pipe
+        self,
+        network: MemoryNetwork,
+        transport: MemoryTransport,
+        peer: str,
+        outgoing: _Pipe,
+        incoming: _Pipe,
     ) -> None:
-        self.agent, self.peer = agent, peer
+        self.transport, self.agent, self.peer = transport, transport.agent, peer
         self.bytes_sent = self.bytes_received = 0
         self._network = network
         self._outgoing, self._incoming = outgoing, incoming
@@ -212,24 +219,24 @@ class MemoryTransport:
 
     def __init__(self, network: MemoryNetwork, agent: str) -> None:
         self._network = network
-        self._agent = agent
+        self.agent = agent
         self._accept: Accept | None = None
         self._serving: set[asyncio.Task[None]] = set()
 
     async def listen(self, accept: Accept) -> str:
-        if self._agent in self._network._listening:
-            raise ConfigError(f"address memory:{self._agent} is taken: expected one transport for each agent")
+        if self.agent in self._network._listening:
+            raise ConfigError(f"address memory:{self.agent} is taken: expected one transport for each agent")
         self._accept = accept
-        self._network._listening[self._agent] = self
-        return f"memory:{self._agent}"
+        self._network._listening[self.agent] = self
+        return f"memory:{self.agent}"
 
     async def dial(self, peer: str, address: str) -> MemoryConnection:
-        return await self._network._connect(self._agent, peer, address)
+        return await self._network._connect(self, peer, address)
 
     async def close(self) -> None:
-        if self._network._listening.get(self._agent) is self:
-            del self._network._listening[self._agent]
-        for connection in self._network._of(self._agent):
+        if self._network._listening.get(self.agent) is self:
+            del self._network._listening[self.agent]
+        for connection in [c for c in self._network._connections if c.transport is self]:
             await connection.close()
         await finish(self._serving)
 

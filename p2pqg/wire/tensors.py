@@ -19,6 +19,7 @@ WIRE_DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": to
 """The wire dtypes by the name that travels in BEGIN."""
 
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_BLOCK = 1 << 18
 _FRACTION_BITS = {torch.float16: 10, torch.float32: 23, torch.float64: 52}
 
 
@@ -69,35 +70,44 @@ def finite(x: Tensor) -> bool:
 
 
 def _round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """x: [d] in float32 or float64 -> [d] in a narrower dtype, E[result] = x.
+    """x: [d] in float32 or float64 -> [d] in a narrower dtype, E[result] = x, in blocks that stay in cache."""
+    low, high = x.aminmax()
+    limit = torch.finfo(dtype).max
+    if not (low >= -limit and high <= limit):
+        raise TrainingDiverged(
+            f"a parameter is not finite or larger than {limit:g}, which {str(dtype)[6:]} cannot hold"
+        )
+    q = torch.empty(x.shape, dtype=dtype)
+    for target, block in zip(q.split(_BLOCK), x.split(_BLOCK), strict=True):
+        _round_block(block, target, generator)
+    return q
+
+
+def _round_block(x: Tensor, q: Tensor, generator: torch.Generator) -> None:
+    """Round x: [b] into q: [b].
 
     Above the smallest normal number, adding a uniform integer to the fraction bits that will be cut off,
     and then cutting them, rounds the magnitude up with probability (distance from below) / ulp, exactly.
     Below it the narrow format is a fixed grid of its smallest subnormal number.
     """
-    info = torch.finfo(dtype)
-    if not x.abs().max() <= info.max:
-        raise TrainingDiverged(
-            f"a parameter is not finite or larger than {info.max:g}, which {str(dtype)[6:]} cannot hold"
-        )
-    cut = _FRACTION_BITS[x.dtype] - _FRACTION_BITS[dtype]
+    cut = _FRACTION_BITS[x.dtype] - _FRACTION_BITS[q.dtype]
     bits = x.view(_BITS[x.dtype])
-    rounded = ((bits + _uniform_bits(bits, cut, generator)) & -(1 << cut)).view(x.dtype)
-    subnormal = x.abs() < info.tiny
-    if subnormal.any():
+    rounded = _uniform_bits(bits, cut, generator).add_(bits).bitwise_and_(-(1 << cut))
+    q.copy_(rounded.view(x.dtype))
+    info = torch.finfo(q.dtype)
+    subnormal = (x.abs() < info.tiny).nonzero().squeeze(1)
+    if subnormal.numel():
         grid = info.tiny * info.eps
         steps = x[subnormal] / grid
         below = steps.floor()
         up = torch.rand(steps.shape, generator=generator, dtype=torch.float64) < steps - below
-        rounded[subnormal] = (below + up) * grid
-    return rounded.to(dtype)
+        q[subnormal] = ((below + up) * grid).to(q.dtype)
 
 
 def _uniform_bits(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Integers uniform on [0, 2^count) in the shape and dtype of `like`.
 
-    torch draws one 63-bit integer about as fast as one float, so four 32-bit lanes share a draw where
-    their 15 bits suffice.
+    One draw of 63 bits costs about as much as one float, so four values share it where 15 bits suffice.
     """
     if count <= 15:
         draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(generator=generator)

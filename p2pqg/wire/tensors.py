@@ -70,7 +70,7 @@ def finite(x: Tensor) -> bool:
 
 
 def _round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """x: [d] in float32 or float64 -> [d] in a narrower dtype, E[result] = x, in blocks that stay in cache."""
+    """x: [d] in float32 or float64 -> [d] in a narrower dtype, E[result] = x; in blocks that fit a cache."""
     low, high = x.aminmax()
     limit = torch.finfo(dtype).max
     if not (low >= -limit and high <= limit):
@@ -78,7 +78,7 @@ def _round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Genera
             f"a parameter is not finite or larger than {limit:g}, which {str(dtype)[6:]} cannot hold"
         )
     q = torch.empty(x.shape, dtype=dtype)
-    for target, block in zip(q.split(_BLOCK), x.split(_BLOCK), strict=True):
+    for target, block in zip(torch.split(q, _BLOCK), torch.split(x, _BLOCK), strict=True):
         _round_block(block, target, generator)
     return q
 

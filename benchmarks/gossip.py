@@ -1,0 +1,288 @@
+"""What gossip costs, each claim as a ratio to a baseline measured in the same run.
+
+    python benchmarks/gossip.py
+
+Repetitions of all sides are interleaved, so that a busy machine hits each of them, and figures are medians.
+A section is a function that returns claims; add it to `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import platform
+import socket
+import ssl
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from p2pqg import allocator
+from p2pqg.gossip.messages import CHUNK_BYTES, Data
+from p2pqg.security import TlsFiles, issue
+from p2pqg.transport.base import Connection
+from p2pqg.transport.grpc import GrpcTransport
+from p2pqg.wire.tensors import payload
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the table. `target` is the least ratio that holds the claim; None only informs."""
+
+    name: str
+    measured: str
+    ratio: float
+    target: float | None = None
+
+    def __str__(self) -> str:
+        verdict = "" if self.target is None else "ok" if self.ratio >= self.target else "MISS"
+        target = "" if self.target is None else f">= {self.target:.2f}"
+        return f"{self.name:<52} {self.measured:<34} {self.ratio:>6.2f}  {target:<8} {verdict}"
+
+
+# Transport: a tensor from one process into a preallocated tensor of another.
+
+TENSOR_BYTES = 64 << 20
+REPETITIONS = 9
+LEFT, RIGHT = "agent-000", "agent-001"
+
+
+class End(Protocol):
+    """One of two processes with a connection between them; holds a tensor to send and one to fill."""
+
+    def send(self) -> None: ...
+    def receive(self) -> None: ...
+    def both(self) -> None: ...
+
+
+class Tensors:
+    def __init__(self) -> None:
+        self.outgoing = payload(torch.randn(TENSOR_BYTES // 4))
+        self.incoming = payload(torch.zeros(TENSOR_BYTES // 4))
+
+
+class Sockets(Tensors):
+    """Blocking sockets: one for each direction (the same one twice for plain TCP)."""
+
+    def __init__(self, outgoing: socket.socket, incoming: socket.socket) -> None:
+        super().__init__()
+        self.to_peer, self.from_peer = outgoing, incoming
+
+    def send(self) -> None:
+        for k in range(0, TENSOR_BYTES, CHUNK_BYTES):
+            self.to_peer.sendall(self.outgoing[k : k + CHUNK_BYTES])
+
+    def receive(self) -> None:
+        received = 0
+        while received < TENSOR_BYTES:
+            received += self.from_peer.recv_into(self.incoming[received : received + CHUNK_BYTES])
+
+    def both(self) -> None:
+        sender = threading.Thread(target=self.send)
+        sender.start()
+        self.receive()
+        sender.join()
+
+
+class Gossip(Tensors):
+    """Our gRPC connection, DATA messages of one chunk."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+        super().__init__()
+        self.loop, self.connection = loop, connection
+
+    async def _send(self) -> None:
+        for k in range(0, TENSOR_BYTES, CHUNK_BYTES):
+            await self.connection.send(Data(1, k, self.outgoing[k : k + CHUNK_BYTES]))
+
+    async def _receive(self) -> None:
+        received = 0
+        while received < TENSOR_BYTES:
+            message = await self.connection.receive()
+            assert isinstance(message, Data)
+            self.incoming[message.offset : message.offset + len(message.payload)] = message.payload
+            received += len(message.payload)
+
+    async def _both(self) -> None:
+        await asyncio.gather(self._send(), self._receive())
+
+    def send(self) -> None:
+        self.loop.run_until_complete(self._send())
+
+    def receive(self) -> None:
+        self.loop.run_until_complete(self._receive())
+
+    def both(self) -> None:
+        self.loop.run_until_complete(self._both())
+
+
+def tcp(name: str, control: Pipe, files: dict[str, TlsFiles] | None) -> End:
+    """A raw socket; with files two of Python's TLS sockets, which cannot do both directions at once."""
+    count = 1 if files is None else 2
+    if name == RIGHT:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            control.send(server.getsockname())
+            sockets = [wrapped(server.accept()[0], name, files) for _ in range(count)]
+    else:
+        address = control.recv()
+        sockets = [wrapped(socket.create_connection(address), name, files) for _ in range(count)]
+    for each in sockets:
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Sockets(*sockets, *sockets) if count == 1 else Sockets(*sockets[:: 1 if name == LEFT else -1])
+
+
+def wrapped(plain: socket.socket, name: str, files: dict[str, TlsFiles] | None) -> socket.socket:
+    if files is None:
+        return plain
+    own, server = files[name], name == RIGHT
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(own.certificate, own.private_key)
+    context.load_verify_locations(own.authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context.wrap_socket(plain, server_side=server, server_hostname=None if server else RIGHT)
+
+
+def grpc(name: str, control: Pipe, files: dict[str, TlsFiles] | None) -> End:
+    loop = asyncio.new_event_loop()
+    transport = GrpcTransport(identity=None if files is None else files[name].read())
+
+    async def listen() -> Connection:
+        accepted: asyncio.Future[Connection] = loop.create_future()
+
+        async def accept(connection: Connection) -> None:
+            accepted.set_result(connection)
+            await asyncio.Event().wait()
+
+        control.send(await transport.listen(accept))
+        return await accepted
+
+    connecting = listen() if name == RIGHT else transport.dial(RIGHT, control.recv())
+    return Gossip(loop, loop.run_until_complete(connecting))
+
+
+@dataclass(frozen=True)
+class Kind:
+    connect: Callable[[str, Pipe, dict[str, TlsFiles] | None], End]
+    tls: bool = False
+    pinned: bool = True
+
+
+KINDS = {
+    "raw socket": Kind(tcp),
+    "Python TLS": Kind(tcp, tls=True),
+    "gRPC": Kind(grpc),
+    "gRPC, allocator as it comes": Kind(grpc, pinned=False),
+    "gRPC, mutual TLS": Kind(grpc, tls=True),
+}
+
+
+def run_end(kind: str, name: str, control: Pipe, files: dict[str, TlsFiles]) -> None:
+    """One process: connect, then do what the controller says until it says no more."""
+    torch.set_num_threads(1)
+    if KINDS[kind].pinned:
+        allocator.pin()
+    end = KINDS[kind].connect(name, control, files if KINDS[kind].tls else None)
+    control.send("ready")
+    while command := control.recv():
+        getattr(end, command)()
+        control.send("done")
+    os._exit(0)  # nothing to save; sockets close with the process
+
+
+@dataclass(frozen=True)
+class Link:
+    left: Pipe
+    right: Pipe
+
+    def gigabytes_per_s(self, left: str, right: str) -> float:
+        """1e9 bytes a second and direction."""
+        start = time.perf_counter()
+        self.right.send(right)
+        self.left.send(left)
+        self.left.recv()
+        self.right.recv()
+        return TENSOR_BYTES / (time.perf_counter() - start) / 1e9
+
+
+@contextmanager
+def linked(kind: str, files: dict[str, TlsFiles]) -> Iterator[Link]:
+    context: Any = multiprocessing.get_context("forkserver")
+    processes, pipes = [], {}
+    for name in (RIGHT, LEFT):
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=run_end, args=(kind, name, theirs, files)))
+        processes[-1].start()
+    pipes[LEFT].send(pipes[RIGHT].recv())
+    for pipe in pipes.values():
+        assert pipe.recv() == "ready"
+    try:
+        yield Link(pipes[LEFT], pipes[RIGHT])
+    finally:
+        for pipe in pipes.values():
+            pipe.send(None)
+        for process in processes:
+            process.join()
+
+
+def transport() -> list[Claim]:
+    """Bytes from one process to another on this host, against sockets."""
+    one_way: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    at_once: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    with tempfile.TemporaryDirectory() as folder:
+        files = issue(Path(folder), [LEFT, RIGHT])
+        with ExitStack() as stack:
+            links = {kind: stack.enter_context(linked(kind, files)) for kind in KINDS}
+            for repetition in range(REPETITIONS + 1):
+                for kind, link in links.items():
+                    way = link.gigabytes_per_s("send", "receive")
+                    both = link.gigabytes_per_s("both", "both")
+                    if repetition:  # the first warms up
+                        one_way[kind].append(way)
+                        at_once[kind].append(both)
+
+    def claim(
+        samples: dict[str, list[float]], kind: str, baseline: str, how: str, target: float | None
+    ) -> Claim:
+        ratios = [a / b for a, b in zip(samples[kind], samples[baseline], strict=True)]
+        ours, theirs = statistics.median(samples[kind]), statistics.median(samples[baseline])
+        return Claim(
+            f"{kind} / {baseline}, {how}",
+            f"{ours:.2f} / {theirs:.2f} GB/s",
+            statistics.median(ratios),
+            target,
+        )
+
+    return [
+        claim(one_way, "gRPC", "raw socket", "one way", 0.6),
+        claim(at_once, "gRPC", "raw socket", "both ways at once", 0.4),
+        claim(one_way, "gRPC, mutual TLS", "Python TLS", "one way", 0.8),
+        claim(at_once, "gRPC, mutual TLS", "Python TLS", "both at once", 0.8),
+        claim(one_way, "gRPC", "gRPC, allocator as it comes", "one way", None),
+        claim(at_once, "gRPC", "gRPC, allocator as it comes", "both", None),
+    ]
+
+
+SECTIONS: list[Callable[[], list[Claim]]] = [transport]
+
+
+def main() -> None:
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "p2pqg.transport.grpc"])
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{'claim':<52} {'measured':<34} {'ratio':>6}  target")
+    for section in SECTIONS:
+        for claim in section():
+            print(claim, flush=True)
+
+
+if __name__ == "__main__":
+    main()

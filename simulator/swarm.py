@@ -179,6 +179,11 @@ class Swarm:
         """Whether every agent trained to the end and took its model home."""
         return all(member.exit_code == 0 and (member.home / "model.json").exists() for member in self.members)
 
+    def curve(self) -> list[dict[str, Any]]:
+        """Scores by round of training, as gathered."""
+        lines = read_metrics(self.folder.metrics)
+        return [line for line in lines if "mean_accuracy" in line]
+
     def gather(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """Write the files of a `RunFolder` from those of the agents and return the summary."""
         spec = tasks[0].spec

@@ -222,7 +222,7 @@ class Swarm:
     # ---- inside
 
     def _write_files(self) -> None:
-        addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(self.members))]
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(len(self.members))]
         agents = [
             {"name": member.name, "address": address}
             for member, address in zip(self.members, addresses, strict=True)
@@ -299,7 +299,7 @@ def run(
     return swarm.gather(tasks) if swarm.finished else None
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     """Ports that nobody listens on at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(n)]

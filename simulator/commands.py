@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from p2pqg import allocator
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 
@@ -32,18 +33,25 @@ from .swarm import Swarm, run, settings_of
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
 @click.option("--engine", type=click.Choice(["auto", "loop", "vmap"]), default="auto", show_default=True,
               help="How gradients of all agents are computed.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Threads of torch. More help only models with large layers: for small ones the threads "
-                   "wait for each other at every operation and burn CPU time.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1),
+              help="Threads of torch.  [1 with loop, which suits small models; else all cores]")  # fmt: skip
 def simulate(
-    out: Path, resume: bool, stop_after: int | None, engine: Any, threads: int, **options: Any
+    out: Path, resume: bool, stop_after: int | None, engine: Any, threads: int | None, **options: Any
 ) -> None:
     """Train all agents of a network on this host."""
-    torch.set_num_threads(threads)
+    allocator.pin()  # temporaries of all agents together are megabytes
     before = _settings_of(RunFolder(out)) if resume else None
     settings = read_settings(options, before)
     with _progress(settings) as observe:
-        summary = record(settings, out, engine=engine, resume=resume, stop_after=stop_after, observe=observe)
+        summary = record(
+            settings,
+            out,
+            engine=engine,
+            threads=threads,
+            resume=resume,
+            stop_after=stop_after,
+            observe=observe,
+        )
     if summary is None:
         click.echo(f"stopped after round {stop_after}; go on with --resume --out {out}")
     else:

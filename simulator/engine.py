@@ -156,7 +156,8 @@ class Simulation:
         iterate = start
         while not agreement.done:
             round = iterate.round
-            agreement = agreement.after(self._disagreement(iterate), 0.0)
+            measured = self._disagreement(iterate) if agreement.measures else 0.0
+            agreement = agreement.after(measured, heard=0.0)
             iterate = replace(
                 iterate,
                 round=round + 1,

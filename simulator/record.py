@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def record(
     out: Path,
     *,
     engine: Engine = "auto",
+    threads: int | None = None,
     resume: bool = False,
     stop_after: int | None = None,
     observe: Callable[[Iterate], None] = lambda iterate: None,
@@ -37,6 +39,10 @@ def record(
     A checkpoint is written every minute, after `stop_after` rounds, at the end of training and on Ctrl-C.
     A run that was stopped and resumed leaves the files, bit for bit, of one that never stopped (but for
     the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate.
+
+    `threads` of torch: None is 1 where agents are looped over, because threads wait for each other at every
+    operation of a small model (with two, a run of small models takes no less time and up to twice the CPU
+    time), and torch's own choice for the large operations of a batched pass.
 
     Raises `ConfigError` if `out` holds another run, or on resume one with other settings than `settings`
     (more rounds are allowed), and `StorageError` if files cannot be written or read.
@@ -66,8 +72,13 @@ def record(
         meta = {"settings": settings.model_dump(mode="json"), "engine": simulation.gradients.name}
         folder.save_iterate(iterate, {**meta, "spent": costs()})
 
+    if threads is None and simulation.gradients.name == "loop":
+        threads = 1
     last = simulation.start(settings.seed) if saved is None else saved
-    with MetricsWriter(folder.metrics, resume_after=None if saved is None else saved.round) as metrics:
+    with (
+        _torch_threads(threads),
+        MetricsWriter(folder.metrics, resume_after=None if saved is None else saved.round) as metrics,
+    ):
 
         def watch(iterate: Iterate) -> None:
             metrics.write(iterate.round, _measurements(iterate))
@@ -91,12 +102,23 @@ def record(
         trained = last
         for last in simulation.agree(trained, settings.finish.tolerance, settings.finish.max_rounds):
             watch(last)
-    last = last if last.scores else simulation.scored(last)
-    summary = _summary(settings, simulation, folder, trained, last) | costs()
-    card = {key: summary[key] for key in ("settings", "parameters", "final", "versions")}
-    folder.save_models(simulation.spec, last.x, last.buffers, simulation.names, card)
-    folder.save_summary(summary)
-    return summary
+        last = last if last.scores else simulation.scored(last)
+        summary = _summary(settings, simulation, folder, trained, last) | costs()
+        card = {key: summary[key] for key in ("settings", "parameters", "final", "versions")}
+        folder.save_models(simulation.spec, last.x, last.buffers, simulation.names, card)
+        folder.save_summary(summary)
+        return summary
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measurements(iterate: Iterate) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Agreement:
         return self.period + self.diameter
 
     @property
+    def measures(self) -> bool:
+        """Whether what is measured in the next round counts."""
+        return self.round % self.window < self.period
+
+    @property
     def done(self) -> bool:
         """Whether to stop: the agents agree, or the bound is reached."""
         return self.agreed or self.round >= self.max_rounds
@@ -47,7 +52,7 @@ class Agreement:
         and the largest note that came with them was `heard`."""
         position = self.round % self.window
         known = max(self.disagreement, heard) if position else 0.0  # notes of the first round are stale
-        if position < self.period:
+        if self.measures:
             known = max(known, measured)
         return replace(
             self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from p2pqg.errors import ConfigError
@@ -13,13 +12,6 @@ from p2pqg_simulator.commands import compare, simulate
 from p2pqg_simulator.folder import RunFolder
 
 QUICK = ("-n", "4", "--task", "quadratic", "--rounds", "8", "--lr", "0.05")
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads() -> object:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def invoke(*arguments: str) -> Result:

@@ -66,8 +66,8 @@ def simulate(
 def swarm(out: Path, resume: bool, stop_after: int | None, **options: Any) -> None:
     """Train the same network with real agents: one process each on this host, over gRPC."""
     settings = read_settings(options, settings_of(out) if resume else None)
+    tasks = make_tasks(settings)
     agents = Swarm(settings, out, resume=resume, stop_after=stop_after)
-    tasks = make_tasks(agents.settings)
     with live(agents) as observe:
         summary = run(agents, tasks, observe)
     if summary is None:

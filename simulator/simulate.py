@@ -78,7 +78,6 @@ def build(
 ) -> Simulation:
     """The simulation that settings describe. `make_task` takes the place of the task they name, whose file
     is looked up from `base`."""
-    settings = effective(settings)
     return Simulation(
         make_tasks(settings, make_task, base),
         settings.graph,
@@ -94,6 +93,7 @@ def make_tasks(
     settings: SimulationSettings, make_task: TaskFactory | None = None, base: Path = Path()
 ) -> list[Task]:
     """The learning problems of all agents, in order of their names."""
+    settings = effective(settings)
     names = settings.names
     factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
     return [factory(settings.context(name, names)) for name in names]

@@ -32,6 +32,7 @@ from p2pqg.errors import ConfigError, P2PQGError
 from p2pqg.storage import write_atomically
 from p2pqg.tasks.base import Buffers, Task
 from p2pqg.telemetry import read_metrics
+from p2pqg.topology import Topology
 from p2pqg.transport import virtual_time
 from p2pqg.transport.memory import MemoryNetwork
 
@@ -126,11 +127,12 @@ class Swarm:
     ) -> None:
         self.settings, self.folder, self.stop_after = effective(settings), RunFolder(out), stop_after
         self.began_s = time.monotonic()
+        graph = self.settings.graph
         if not resume and ((out / SETTINGS).exists() or self.folder.used):
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
         self.folder.create()
         self.members = [Member(name, out / name) for name in settings.names]
-        self._write_files()
+        self._write_files(graph)
 
     def __enter__(self) -> Swarm:
         command = [sys.executable, "-m", "p2pqg.cli.main", "join", "--config"]
@@ -221,14 +223,13 @@ class Swarm:
 
     # ---- inside
 
-    def _write_files(self) -> None:
+    def _write_files(self, graph: Topology) -> None:
         addresses = [f"127.0.0.1:{port}" for port in free_ports(len(self.members))]
         agents = [
             {"name": member.name, "address": address}
             for member, address in zip(self.members, addresses, strict=True)
         ]
         network: dict[str, Any] = {"name": "swarm", "agents": agents, "topology": self.settings.topology}
-        graph = self.settings.graph
         if self.settings.topology.startswith("edges:"):
             names = self.settings.names
             incoming = graph.graph(0).incoming

@@ -10,17 +10,18 @@ On an undirected edge the coordinator is the smaller name; on a directed one it 
 needs no promise of the sender. `seq` numbers the exchanges of the edge and moves on with each verdict.
 
 Positions (round, exchange) must match (`lockstep`). An end that is behind finds the peer's BEGIN with a
-later position, closes its own rounds without this edge and meets the peer there; an end that is ahead drops
-what is stale and waits. Neither needs a message for it, because streams are first in, first out.
+later position, closes its own rounds without this edge and meets the peer there. An end that is ahead waits
+there, or says SKIP at once if it has no offer open: in a graph that changes, its next may be rounds away.
 
 Two generals cannot be solved, but with an additive update they need not be: if the coordinator commits, the
 participant already holds all it needs, so the sum over agents is exact again once the verdict arrives.
+Because a participant in doubt begins nothing, it can only ever ask about the last commit: that one is kept
+until the peer shows that it knows, and every other exchange was aborted.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,12 +50,15 @@ Position = tuple[int, int]
 """Round, and exchange within the round."""
 
 STATUS_INTERVAL_S = 1.0
-VERDICTS_KEPT = 8
+SILENCE = 3.0
+"""Status messages missing in a row before a peer may count as silent."""
 STRIKES = 5
-"""Broken payloads after which a peer is dropped."""
+"""Broken exchanges after which a peer is dropped."""
 PATIENCE = 0.5
 """A participant waits this share of the timeout longer than a coordinator, so that the verdict can still
-arrive."""
+arrive; a peer that says nothing at all for as long is not waited for again before it speaks."""
+MAX_SEQ = 1 << 63
+"""No peer may move an edge's numbers so far that they could run out (they travel in 64 bits)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +117,9 @@ class Edge:
         self.result: Contribution | Missed | None = None
         self.late: list[Contribution] = []
         self.leaked = 0
-        self.strikes = 0
+        """Exchanges that a peer took with it when it died between a promise and its verdict: one half may be
+        lost."""
+        self.strikes, self.last_strike = 0, ""
         self.peer_hello: Hello | None = None
         self.refused: Refuse | None = None
         self.left = False
@@ -129,15 +135,21 @@ class Edge:
         self._deadline = self._now = -math.inf
         self._promise: Prepared | None = None
         self._doubt: tuple[int, Contribution] | None = None
-        self._closed: Position = (-1, -1)
-        self._verdicts: OrderedDict[int, bool] = OrderedDict()
+        self._committed: int | None = None
+        self._closed: Position = (greeting.round, -1)
         self._last_status = -math.inf
+        self._last_tick = math.inf
+        self._silent_s = 0.0
         self._peer_sent_s = 0.0
 
     @property
     def live(self) -> bool:
         """Whether the peer is connected, welcome and has not said goodbye."""
-        return self._greeted and self.peer_hello is not None and not self.left
+        return self._welcome and not self.left
+
+    @property
+    def _welcome(self) -> bool:
+        return self._greeted and self.peer_hello is not None
 
     @property
     def parted(self) -> bool:
@@ -233,7 +245,10 @@ class Edge:
                     self._give_up("no verdict before the deadline")
                 else:
                     self._refuse_exchange("deadline")
-        if self.live and now - self._last_status >= STATUS_INTERVAL_S:
+        # Time in which this end did not look does not count as the peer's silence.
+        self._silent_s += max(0.0, min(now - self._last_tick, STATUS_INTERVAL_S))
+        self._last_tick = now
+        if self._welcome and now - self._last_status >= STATUS_INTERVAL_S:
             self._last_status = now
             self._send(Status(round, now, self._peer_sent_s))
             if self._doubt is not None:
@@ -243,7 +258,8 @@ class Edge:
 
     def received(self, message: Message, now: float) -> None:
         """One message from the peer. Raises `RemoteProtocolError` where the peer must be dropped."""
-        self._now = now
+        self._now, self._silent_s = now, 0.0
+        strikes = self.strikes
         if isinstance(message, Refuse):
             self.refused = message
             raise IncompatiblePeer(message.item, message.found, message.expected)
@@ -264,24 +280,30 @@ class Edge:
                 self._ended(message)
             case Settle():
                 if message.seq < self._seq:
-                    self._send(Settled(message.seq, self._verdicts.get(message.seq, False)))
+                    self._send(Settled(message.seq, message.seq == self._committed))
             case Settled():
                 self._settled(message.seq, message.committed)
             case Status():
                 self._peer_sent_s = message.sent_s
                 if 0 < message.echo_s <= now:
                     self.round_trip_s = now - message.echo_s
-            case Bye():
+            case Bye() if not self.left:
                 self.left = True
                 self._give_up(f"left: {message.reason}")
                 if self._doubt is None:
                     self.goodbye("goodbye")
+        if self.strikes > max(strikes, STRIKES - 1):
+            raise RemoteProtocolError(f"{self.strikes} broken exchanges, the last: {self.last_strike}")
 
     def _hello(self, hello: Hello) -> None:
         if self.peer_hello is not None:
             if hello == self.peer_hello:
                 return
             raise RemoteProtocolError("a second HELLO on one connection")
+        if hello.next_seq > MAX_SEQ:
+            raise RemoteProtocolError(
+                f"expected a next exchange of at most {MAX_SEQ}, found {hello.next_seq}"
+            )
         try:
             check_greeting(self.greeting, hello, self.peer)
             if self._incarnation is not None and hello.incarnation < self._incarnation:
@@ -294,20 +316,20 @@ class Edge:
         if self._incarnation is not None and hello.incarnation > self._incarnation:
             self._forget_incarnation()
         self._incarnation = hello.incarnation
-        if hello.undecided is not None and hello.undecided < self._seq:
-            self._send_now(Settled(hello.undecided, self._verdicts.get(hello.undecided, False)))
+        if hello.undecided is None:
+            self._committed = None
+        elif hello.undecided < self._seq:
+            self._send_now(Settled(hello.undecided, hello.undecided == self._committed))
         self.peer_hello = hello
         self._seq = max(self._seq, hello.next_seq)
         if self._doubt is not None:
             self._send_now(Settle(self._doubt[0]))
 
     def _forget_incarnation(self) -> None:
-        """The peer restarted: its verdicts died with it. A promise to it is presumed aborted and counted,
-        because the old incarnation may have applied its half."""
-        self._verdicts.clear()
-        if self._doubt is not None:
-            self._doubt = None
-            self.leaked += 1
+        """The peer restarted: its verdicts and promises died with it. A promise to it is presumed aborted.
+        That, and a commit that it may not have applied, is counted."""
+        self.leaked += (self._doubt is not None) + (self._committed is not None)
+        self._doubt = self._committed = None
 
     def _begin(self, begin: Begin) -> None:
         if begin.seq < self._seq:
@@ -317,18 +339,22 @@ class Edge:
         if self._doubt is not None:
             self._refuse_exchange("in doubt")
             return
+        if self._committed is not None and begin.seq > self._committed:
+            self._committed = None
         self._check(begin)
         position = (begin.round, begin.exchange)
         mine = self._offer.position if self._offer is not None else None
-        if position < mine if mine is not None else position <= self._closed:
+        if mine is None and position <= self._closed:
+            self._refuse_exchange("stale")
+        elif mine is not None and position < mine:
             self._incoming = None  # stale: the peer will find our BEGIN and catch up
-            return
-        if self._incoming is not None and position <= self._incoming.position:
-            return  # a repeated message
-        self._incoming = Incoming(begin)
-        if mine is not None and position > mine:
-            self._close(Missed(self.peer, "the peer is ahead"))
-        self._advance()
+        elif self._incoming is None or position > self._incoming.position:  # else it is a repeated message
+            if self._prepared:
+                raise RemoteProtocolError(f"exchange {begin.seq} is promised for {mine}, found {position}")
+            self._incoming = Incoming(begin)
+            if mine is not None and position > mine:
+                self._close(Missed(self.peer, "the peer is ahead"))
+            self._advance()
 
     def _payload(self, message: Data | End) -> None:
         if message.seq > self._seq:
@@ -342,10 +368,7 @@ class Edge:
                 self._incoming.finish(message)
                 self._advance()
         except RemoteProtocolError as error:
-            self.strikes += 1
-            self._refuse_exchange(str(error))
-            if self.strikes >= STRIKES:
-                raise RemoteProtocolError(f"{self.strikes} broken payloads, the last: {error}") from None
+            self._strike(str(error))
 
     def _peer_prepared(self, promise: Prepared) -> None:
         if promise.seq < self._seq:
@@ -356,7 +379,7 @@ class Edge:
 
     def _commit(self, seq: int) -> None:
         if seq == self._seq and self._offer is not None and (self._prepared or not self._offer.listens):
-            self._decided(committed=True)
+            self._decided()
         elif self._doubt is not None and seq == self._doubt[0]:
             self._settled(seq, committed=True)
         elif seq >= self._seq:
@@ -367,7 +390,6 @@ class Edge:
             self._settled(message.seq, committed=False)
         elif message.seq >= self._seq:
             self._peer_reached(message.seq)
-            self._verdict(False)
             self._next(Missed(self.peer, message.reason))
 
     def _settled(self, seq: int, committed: bool) -> None:
@@ -388,34 +410,35 @@ class Edge:
             return
         expected = len(offer.payload) if offer.listens else 0
         if incoming.begin.payload_bytes != expected:
-            raise RemoteProtocolError(
+            self._strike(
                 f"expected a payload of {expected} bytes in round {offer.position[0]}, "
                 f"found {incoming.begin.payload_bytes}"
             )
-        if not self._coordinates(offer):
+        elif not self._coordinates(offer):
             if offer.listens:
                 self._prepared = True
                 self._deadline = max(self._deadline, self._now + self.rules.round_timeout_s)
                 self._send(Prepared(self._seq, received=incoming.checksum, sent=offer.checksum))
         elif not offer.sends:
-            self._decided(committed=True)
+            self._decided()
         elif self._promise is not None:
             if (self._promise.received, self._promise.sent) == (offer.checksum, incoming.checksum):
-                self._decided(committed=True)
+                self._decided()
             else:
-                self.strikes += 1
-                self._refuse_exchange("PREPARED names other checksums")
+                self._strike("PREPARED names other checksums")
 
     def _coordinates(self, offer: Offer) -> bool:
         if offer.listens and offer.sends:
             return self.greeting.agent < self.peer
         return offer.listens
 
-    def _decided(self, committed: bool) -> None:
+    def _decided(self) -> None:
+        """The exchange is committed, by this end or by the peer."""
         assert self._offer is not None
-        self._verdict(committed)
         if self._coordinates(self._offer):
             self._send(Commit(self._seq))
+            if self._offer.sends:  # a directed edge adds to one end only, so nobody asks
+                self._committed = self._seq
         self._next(self._contribution())
 
     def _contribution(self) -> Contribution:
@@ -431,12 +454,16 @@ class Edge:
             begin.note if begin else 0.0,
         )
 
+    def _strike(self, reason: str) -> None:
+        """The peer broke a rule, which costs it this exchange and, too often, the connection."""
+        self.strikes, self.last_strike = self.strikes + 1, reason
+        self._refuse_exchange(reason)
+
     def _refuse_exchange(self, reason: str) -> None:
         """End this exchange without having promised, and say so."""
         position = self._offer.position if self._offer is not None else self._closed
         kind = Abort if self.greeting.agent < self.peer else Skip
         self._send(kind(self._seq, max(position[0], 0), max(position[1], 0), reason))
-        self._verdict(False)
         self._next(Missed(self.peer, reason))
 
     def _give_up(self, reason: str) -> None:
@@ -444,16 +471,15 @@ class Edge:
         if self._offer is not None and self._prepared:
             self._doubt = (self._seq, self._contribution())
             self._send(Settle(self._seq))
-        else:
-            self._verdict(False)
         self._next(Missed(self.peer, reason))
 
     def _next(self, result: Contribution | Missed) -> None:
         self._seq += 1
-        self._incoming, self._prepared, self._promise = None, False, None
+        self._incoming = None
         self._close(result)
 
     def _close(self, result: Contribution | Missed) -> None:
+        self._prepared, self._promise = False, None
         if self._offer is not None:
             self._closed, self._offer, self.result = self._offer.position, None, result
 
@@ -464,15 +490,10 @@ class Edge:
         if seq == self._seq + 1:
             self._give_up("the peer went on")
 
-    def _verdict(self, committed: bool) -> None:
-        self._verdicts[self._seq] = committed
-        while len(self._verdicts) > VERDICTS_KEPT:
-            self._verdicts.popitem(last=False)
-
     def _repeat_verdict(self, seq: int) -> None:
         if self.greeting.agent > self.peer:
             return  # the coordinator has not heard our SKIP yet, or decided without us
-        if self._verdicts.get(seq, False):
+        if seq == self._committed:
             self._send(Commit(seq))
         else:
             self._send(Abort(seq, max(self._closed[0], 0), max(self._closed[1], 0), "over"))
@@ -484,6 +505,8 @@ class Edge:
             return "in doubt"
         if self._incoming is not None and self._incoming.position > position:
             return "the peer is ahead"
+        if self._silent_s >= max(SILENCE * STATUS_INTERVAL_S, PATIENCE * self.rules.round_timeout_s):
+            return f"silent for {self._silent_s:.0f} s"
         return None
 
     def _check(self, begin: Begin) -> None:

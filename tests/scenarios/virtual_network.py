@@ -115,11 +115,17 @@ class VirtualNetwork:
             if rate:
                 self._again(event, rate)
 
-    def run(self, limit_s: float = 2000.0) -> None:
+    def run(self, limit_s: float = 1000.0) -> None:
         """Until every device has done its rounds, all are connected and nothing is in doubt."""
         while not self.done:
             self.step()
             assert self.now < limit_s, f"rounds {[d.round for d in self.devices]} after {self.now:.0f} s"
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        end_s = self.now + seconds
+        while self._queue[0][0] <= end_s:
+            self.step()
 
     @property
     def done(self) -> bool:
@@ -183,7 +189,11 @@ class VirtualNetwork:
         life = device.incarnation
 
         def begin() -> None:
-            if device.incarnation == life and device.alive:
+            if device.incarnation != life or not device.alive:
+                return
+            if device.round == 0 and len(device.gossip.live) < len(device.gossip.edges) and self.now < 5:
+                self._think(device)  # nobody starts alone
+            else:
                 self._begin(device)
 
         if device.round < self.rounds:
@@ -271,7 +281,9 @@ class VirtualNetwork:
     def _knows(self, i: int, j: int) -> bool:
         """Whether i is connected to the living j, and not to one that is dead without i knowing it."""
         hello = self.devices[i].gossip.edges[self._name(j)].peer_hello
-        return self.devices[j].alive and hello is not None and hello.incarnation == self.devices[j].incarnation
+        return (
+            self.devices[j].alive and hello is not None and hello.incarnation == self.devices[j].incarnation
+        )
 
     def _check(self) -> None:
         for coordinator, participant, position in self._open:

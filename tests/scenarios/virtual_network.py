@@ -23,7 +23,7 @@ import torch
 import xxhash
 
 from p2pqg.gossip.edge import PATIENCE, Contribution, Rules
-from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send, mixed
+from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send
 from p2pqg.gossip.messages import Bye, Hello, Message, Refuse
 from p2pqg.seeds import numpy_generator
 from p2pqg.topology import build
@@ -238,11 +238,12 @@ class VirtualNetwork:
         self.missed.update(exchanged.missed.values())
         self.committed += len(exchanged.contributions)
         self.late += len(exchanged.late)
+        assert device.sent is not None
+        device.x = device.sent
         for update in updates:
             self._decide(device, update)
             device.decided[self._index(update.peer), update.position] = None
-        assert device.sent is not None
-        device.x, _ = mixed(device.sent, updates, "float64")
+            device.x = device.x + _change(update)
         device.sent = None
         device.round += 1
         if device.round % 5 == 0:
@@ -261,8 +262,7 @@ class VirtualNetwork:
         i, j = device.index, self._index(update.peer)
         if (j, update.position) in device.decided or not self.topology.symmetric:
             return
-        theirs, own = (np.frombuffer(b)[0] for b in (update.theirs, update.own))
-        change = update.weight * (theirs - own)
+        change = _change(update)
         device.decided[j, update.position] = change
         key = (min(i, j), max(i, j), update.position)
         if i > j and key in self._orphans:  # the verdict of a coordinator that died after sending it
@@ -435,3 +435,10 @@ class VirtualNetwork:
 
     def _at(self, when_s: float, addressee: int | None, event: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (when_s, next(self._count), addressee, event))
+
+
+def _change(update: Contribution) -> float:
+    """w (Q_j - Q_i)."""
+    if not update.weight:  # the sending end of a directed edge
+        return 0.0
+    return update.weight * float(np.frombuffer(update.theirs)[0] - np.frombuffer(update.own)[0])

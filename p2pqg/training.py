@@ -19,7 +19,7 @@ from p2pqg import seeds
 from p2pqg.algorithms import Algorithm, Effect, Gradient, Program, State, mix
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
-from p2pqg.gossip.machine import Exchanged, mixed
+from p2pqg.gossip.machine import Exchanged, disagreement, mixed
 from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Evaluation, Task
 from p2pqg.wire.tensors import payload, snapshot
@@ -38,7 +38,8 @@ class Outgoing:
 
 
 class Training:
-    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at.
+    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; the mean
+    loss of the last round, and in gossip-only rounds how far the neighbours' models were.
 
     `scale` multiplies the gradient (the agent's share of all samples times n, or 1).
     """
@@ -63,30 +64,32 @@ class Training:
         self.loss = math.nan
         self.disagreement = 0.0
         self._program: Program[Result] | None = None
+        self._gossip_only = False
         self._exchange = 0
-        self._asked: tuple[Tensor, ...] = ()
         self._sent = torch.empty(0)
 
     def begin(self, *, gossip_only: bool = False) -> Outgoing | None:
         """Start a round and compute up to its first exchange; None if it has none and is done."""
+        self._gossip_only = gossip_only
         lrs = self.schedule.steps(self.round, self.algorithm.local_steps)
         self._program = (
-            _gossip_only(self.x, self.state) if gossip_only else self.algorithm.round(self.x, self.state, lrs)
+            _only_mix(self.x, self.state) if gossip_only else self.algorithm.round(self.x, self.state, lrs)
         )
         self._exchange = 0
         return self._advance(None)
 
     def mixed(self, exchanged: Exchanged) -> Outgoing | None:
         """Apply an exchange and compute up to the next one; None if the round is done."""
-        updates = (*exchanged.contributions, *exchanged.late)
-        vector, self.disagreement = mixed(self._sent, updates, self.wire)
+        if self._gossip_only:
+            self.disagreement = disagreement(exchanged.contributions, self.wire)
+        vector = mixed(self._sent, (*exchanged.contributions, *exchanged.late), self.wire)
         d = self.task.spec.d
         self._exchange += 1
         return self._advance(tuple(torch.split(vector, d)))
 
     def settle(self, late: Iterable[Contribution]) -> None:
         """Apply what was settled after the last exchange, so that the sum over agents is exact."""
-        self.x, _ = mixed(self.x, late, self.wire)
+        self.x = mixed(self.x, late, self.wire)
 
     def evaluate(self) -> Evaluation:
         """Score the current model on held-out data."""
@@ -150,6 +153,6 @@ class Training:
         )
 
 
-def _gossip_only(x: Tensor, state: State) -> Program[Result]:
+def _only_mix(x: Tensor, state: State) -> Program[Result]:
     x = yield from mix(x)
     return x, state

@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.edge import Contribution, Edge, Missed, Offer, Position, Rules
 from p2pqg.gossip.messages import Hello, Message
-from p2pqg.wire.tensors import tensor
+from p2pqg.wire.tensors import WIRE_DTYPES, tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,22 +211,36 @@ class Sender:
         self.outputs.append(Send(self.peer, message))
 
 
-def mixed(x: Tensor, contributions: Iterable[Contribution], wire: str) -> tuple[Tensor, float]:
-    """Apply committed pair updates to own vectors `x: [k * d]`, and measure how far the neighbours' were.
+def mixed(x: Tensor, contributions: Iterable[Contribution], wire: str) -> Tensor:
+    """Apply committed pair updates to own vectors `x: [k * d]`.
 
         x + sum over edges, in order of names, of w_ij (Q_j - Q_i)
 
     Q are the vectors as they crossed the wire, own ones included, so that rounding cancels in the sum over
-    agents. Returns the mixed vector and max_j ||Q_j - Q_i|| / ||Q_i|| (0 for none).
+    agents.
     """
-    total = torch.zeros_like(x)
+    total: Tensor | None = None
+    for contribution in contributions:
+        if contribution.weight:  # the sending end of a directed edge has none
+            difference = _difference(contribution, wire, x.dtype).mul_(contribution.weight)
+            total = difference if total is None else total.add_(difference)
+    return x.clone() if total is None else total.add_(x)
+
+
+def disagreement(contributions: Iterable[Contribution], wire: str) -> float:
+    """How far the neighbours' vectors were from the own: max_j ||Q_j - Q_i|| / ||Q_i||, 0 for none."""
     furthest = 0.0
     for contribution in contributions:
-        if not contribution.weight:
-            continue  # the sending end of a directed edge
-        theirs = tensor(contribution.theirs, wire, len(x)).to(x.dtype)
-        own = tensor(contribution.own, wire, len(x)).to(x.dtype)
-        difference = theirs - own
-        total.add_(difference, alpha=contribution.weight)
-        furthest = max(furthest, float(difference.norm()) / max(float(own.norm()), math.ulp(1.0)))
-    return x + total, furthest
+        if contribution.weight:
+            own = _vector(contribution.own, wire).double().norm()
+            apart = _difference(contribution, wire, torch.float64).norm()
+            furthest = max(furthest, float(apart) / max(float(own), math.ulp(1.0)))
+    return furthest
+
+
+def _difference(contribution: Contribution, wire: str, dtype: torch.dtype) -> Tensor:
+    return _vector(contribution.theirs, wire).to(dtype) - _vector(contribution.own, wire).to(dtype)
+
+
+def _vector(payload: memoryview, wire: str) -> Tensor:
+    return tensor(payload, wire, len(payload) // WIRE_DTYPES[wire].itemsize)

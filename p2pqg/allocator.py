@@ -1,7 +1,8 @@
 """glibc's allocator, pinned for messages of a megabyte.
 
 By default glibc hands every block of 128 KiB to 32 MiB back to the kernel when it is freed, so each chunk of
-a tensor is mapped, faulted in page by page and unmapped again.
+a tensor is mapped, faulted in page by page and unmapped again. Without that, gRPC moves chunks of 1 MiB about
+twice as fast one way and 1.5 times as fast both ways at once (2 cores, loopback; `benchmarks/gossip.py`).
 """
 
 from __future__ import annotations

@@ -299,19 +299,19 @@ def _start(operation: Any) -> asyncio.Task[Any]:
 async def _outcome(operation: asyncio.Task[T]) -> T:
     """The result of an operation, which goes on if this waiting is cancelled. Its failure is the network's or
     the peer's, in our terms."""
-    await asyncio.wait([operation])
-    if operation.cancelled():
-        raise TransportError("the connection broke")
-    error = operation.exception()
-    if error is None:
-        return operation.result()
-    if isinstance(error, grpc.aio.AioRpcError):
+    try:
+        return await asyncio.shield(operation)
+    except asyncio.CancelledError as error:
+        waiting = asyncio.current_task()
+        if not operation.cancelled() or (waiting is not None and waiting.cancelling()):
+            raise
+        raise TransportError("the connection broke") from error
+    except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise RemoteProtocolError(f"frame beyond {MAX_FRAME_BYTES} bytes: {error.details()}") from error
         raise TransportError(f"{error.code().name.lower()}: {error.details()}") from error
-    if isinstance(error, grpc.aio.BaseError | asyncio.InvalidStateError):
+    except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
         raise TransportError(f"the connection broke: {error}") from error
-    raise error
 
 
 def _server_credentials(identity: Identity) -> Any:

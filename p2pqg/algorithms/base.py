@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from p2pqg.algorithms.effects import Program, gradient
@@ -19,6 +20,11 @@ needs beside the model."""
 
 Rate = float | Tensor
 """A learning rate; a tensor that broadcasts against `[*agents, d]` when several runs advance together."""
+
+
+def axpy(a: Rate, x: Tensor, y: Tensor) -> Tensor:
+    """a x + y, in one pass over memory: element-wise work on `[n, d]` costs what its passes cost."""
+    return torch.addcmul(y, x, a) if isinstance(a, Tensor) else torch.add(y, x, alpha=a)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class Algorithm(ABC):
     def gradient(self, x: Tensor, step: int) -> Program[Tensor]:
         """Stochastic gradient with coupled weight decay: g + weight_decay * x."""
         g = yield from gradient(x, step)
-        return g + self.weight_decay * x if self.weight_decay else g
+        return axpy(self.weight_decay, x, g) if self.weight_decay else g
 
     def describe(self) -> dict[str, str]:
         """Hyper-parameters by name, as every agent of a network must have them."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms.base import Algorithm, Rate, State
+from p2pqg.algorithms.base import Algorithm, Rate, State, axpy
 from p2pqg.algorithms.effects import Program, mean, mix
 
 
@@ -26,7 +26,7 @@ class DSGD(Algorithm):
     def round(self, x: Tensor, state: State, lrs: Sequence[Rate]) -> Program[tuple[Tensor, State]]:
         for step, lr in enumerate(lrs):
             g = yield from self.gradient(x, step)
-            x = x - lr * g
+            x = axpy(-lr, g, x)
         x = yield from mix(x)
         return x, state
 
@@ -44,7 +44,7 @@ class Momentum(Algorithm):
 
     def direction(self, g: Tensor, m: Tensor) -> Tensor:
         """m for heavy-ball, g + beta m for Nesterov."""
-        return g + self.beta * m if self.nesterov else m
+        return axpy(self.beta, m, g) if self.nesterov else m
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class DSGDm(Momentum):
         m = state["m"]
         for step, lr in enumerate(lrs):
             g = yield from self.gradient(x, step)
-            m = self.beta * m + g
-            x = x - lr * self.direction(g, m)
+            m = axpy(self.beta, m, g)
+            x = axpy(-lr, self.direction(g, m), x)
         x = yield from mix(x)
         return x, {"m": m}
 
@@ -81,6 +81,6 @@ class SGDm(Momentum):
         for step, lr in enumerate(lrs):
             g = yield from self.gradient(x, step)
             g = yield from mean(g)
-            m = self.beta * m + g
-            x = x - lr * self.direction(g, m)
+            m = axpy(self.beta, m, g)
+            x = axpy(-lr, self.direction(g, m), x)
         return x, {"m": m}

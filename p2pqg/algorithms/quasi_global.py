@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms.base import Rate, State
+from p2pqg.algorithms.base import Rate, State, axpy
 from p2pqg.algorithms.effects import Program, mix
 from p2pqg.algorithms.momentum import Momentum
 
@@ -44,11 +44,11 @@ class QGDSGDm(Momentum):
         mu, m_hat, start = self.buffer_factor, state["m_hat"], x
         for step, lr in enumerate(lrs):
             g = yield from self.gradient(x, step)
-            m = self.beta * m_hat + g
-            x = x - lr * self.direction(g, m)
+            m = axpy(self.beta, m_hat, g)
+            x = axpy(-lr, self.direction(g, m), x)
         x = yield from mix(x)
-        d = (start - x) / sum(lrs)
-        return x, {"m_hat": mu * m_hat + (1 - mu) * d}
+        d = (start - x).div_(sum(lrs))
+        return x, {"m_hat": torch.lerp(d, m_hat, mu)}  # mu m_hat + (1 - mu) d
 
     def describe(self) -> dict[str, str]:
         return super().describe() | {"mu": str(float(self.buffer_factor))}

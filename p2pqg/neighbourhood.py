@@ -16,7 +16,7 @@ from p2pqg import seeds
 from p2pqg.errors import IncompatiblePeer, RemoteProtocolError, TransportError
 from p2pqg.gossip.edge import Position, check_greeting
 from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send
-from p2pqg.gossip.messages import Hello, Message, Refuse
+from p2pqg.gossip.messages import Data, Hello, Message, Refuse
 from p2pqg.transport.base import Connection, Transport
 
 TICK_S = 0.1
@@ -27,6 +27,8 @@ RETRY_S = (0.1, 5.0)
 """First and longest pause between two attempts to reach a neighbour."""
 OUTBOX_LIMIT = 4096
 """Messages waiting for a peer that does not read, beyond which it is dropped."""
+OUTBOX_PAYLOADS = 2
+"""Payloads waiting likewise: that of an exchange that was given up, and that of the next."""
 
 Observe = Callable[[str, Mapping[str, Any]], None]
 """`observe(event, details)`: something worth a line in the log."""
@@ -38,7 +40,21 @@ class _Link:
 
     connection: Connection
     outbox: asyncio.Queue[Message | None] = field(default_factory=asyncio.Queue)
+    waiting_bytes: int = 0
     broken: str = ""
+    lifetime: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+
+    def put(self, message: Message) -> None:
+        """Send `message` behind all others."""
+        self.outbox.put_nowait(message)
+        self.waiting_bytes += _payload_bytes(message)
+
+    def end(self, reason: str) -> None:
+        """End the connection behind what is queued, a REFUSE perhaps; a peer that does not read it is not
+        waited for."""
+        self.broken = self.broken or reason
+        self.outbox.put_nowait(None)
+        self.lifetime.reschedule(asyncio.get_running_loop().time() + FAREWELL_S)
 
 
 class Neighbourhood:
@@ -65,7 +81,8 @@ class Neighbourhood:
         self._changed = asyncio.Event()
         self._exchanged: asyncio.Future[Exchanged] | None = None
         self._bytes = {"sent": 0, "received": 0}  # of connections that are gone
-        self._closing = False
+        self._leaving = self._closing = False
+        self._outbox_bytes = OUTBOX_PAYLOADS * gossip.rules.vectors * gossip.rules.vector_bytes
 
     # ---- the agent's side
 
@@ -83,9 +100,12 @@ class Neighbourhood:
                     group.create_task(self._keep_dialling(peer))
 
     async def wait_for_all(self, timeout_s: float) -> None:
-        """Until every neighbour is connected and welcome. Raises `TransportError` naming who is not, and
-        why as far as that is known."""
-        if not await self._until(lambda: len(self.gossip.live) == len(self.gossip.edges), timeout_s):
+        """Until every neighbour is connected and welcome, or this agent leaves. Raises `TransportError`
+        naming who is missing, and why as far as that is known."""
+        complete = await self._until(
+            lambda: self._leaving or len(self.gossip.live) == len(self.gossip.edges), timeout_s
+        )
+        if not complete:
             missing = [peer for peer in self.gossip.edges if peer not in self.gossip.live]
             reasons = ", ".join(f"{p} ({self.refusals.get(p, 'no answer')})" for p in missing)
             raise TransportError(f"neighbours missing after {timeout_s:g} s: {reasons}") from None
@@ -117,7 +137,8 @@ class Neighbourhood:
         return await self._exchanged
 
     def leave(self) -> None:
-        """Close the round in progress as soon as promises allow."""
+        """Close the round in progress as soon as promises allow; wait for nobody new."""
+        self._leaving = True
         self.gossip.leave()
         self._carry_out()
 
@@ -184,14 +205,18 @@ class Neighbourhood:
 
     def _unwelcome(self, hello: Message, connection: Connection) -> Refuse | None:
         """Why the peer that opened a connection with `hello` is nobody we know, or None. A neighbour with
-        other settings is refused by the machine, not here."""
+        other settings is refused by the machine, not here, unless it would replace one that is welcome."""
         if not isinstance(hello, Hello):
             return Refuse("first message", "HELLO", type(hello).__name__)
         if connection.peer_identity not in (None, hello.agent):
             return Refuse("agent", f"{connection.peer_identity}, as the certificate says", hello.agent)
-        if hello.agent in self.gossip.edges:
+        edge = self.gossip.edges.get(hello.agent)
+        if edge is not None and not edge.live:
             return None
         try:
+            if edge is not None:
+                edge.check(hello)
+                return None
             check_greeting(self._greeting, hello, hello.agent)
         except IncompatiblePeer as error:
             return Refuse(error.item, error.expected, error.found)
@@ -200,29 +225,32 @@ class Neighbourhood:
     async def _serve(self, peer: str, connection: Connection, hello: Hello | None = None) -> bool:
         """Use a connection until it ends; returns whether the peer was welcome."""
         if (old := self._links.get(peer)) is not None:
-            self._hang_up(peer, old, "replaced by a newer connection")
+            old.end("replaced by a newer connection")
+            self._hang_up(peer, old)
         link = self._links[peer] = _Link(connection)
         writer = asyncio.create_task(self._write(link))
-        self.gossip.connected(peer)
-        if hello is not None:
-            self.gossip.received(peer, hello, self._now())
-        self._carry_out()
         welcome = False
         try:
-            while not link.broken:
-                message = await connection.receive()
-                if self._links.get(peer) is not link:
-                    break
-                self.gossip.received(peer, message, self._now())
+            async with link.lifetime:
+                self.gossip.connected(peer)
+                if hello is not None:
+                    self.gossip.received(peer, hello, self._now())
                 self._carry_out()
-                welcome = welcome or peer in self.gossip.live
-        except (TransportError, RemoteProtocolError) as error:
+                while not link.broken:
+                    message = await connection.receive()
+                    if self._links.get(peer) is not link:
+                        break
+                    self.gossip.received(peer, message, self._now())
+                    self._carry_out()
+                    welcome = welcome or peer in self.gossip.live
+        except (TimeoutError, TransportError, RemoteProtocolError) as error:
             link.broken = link.broken or str(error)
         finally:
             if self._links.get(peer) is link:
-                self._hang_up(peer, link, link.broken)
+                self._hang_up(peer, link)
             link.outbox.put_nowait(None)
-            await writer
+            await asyncio.wait([writer], timeout=FAREWELL_S)
+            writer.cancel()
             await connection.close()
             self._bytes["sent"] += connection.bytes_sent
             self._bytes["received"] += connection.bytes_received
@@ -233,17 +261,17 @@ class Neighbourhood:
         try:
             while (message := await link.outbox.get()) is not None:
                 await link.connection.send(message)
+                link.waiting_bytes -= _payload_bytes(message)
         except TransportError:
             return  # what the peer sent before it left can still be read
         await link.connection.close()
 
-    def _hang_up(self, peer: str, link: _Link, reason: str) -> None:
+    def _hang_up(self, peer: str, link: _Link) -> None:
         del self._links[peer]
-        link.outbox.put_nowait(None)
         was_live = self.gossip.edges[peer].live
-        self.gossip.disconnected(peer, reason)
+        self.gossip.disconnected(peer, link.broken)
         if was_live and not self._closing:
-            self._observe("disconnected", {"peer": peer, "reason": reason})
+            self._observe("disconnected", {"peer": peer, "reason": link.broken})
         self._carry_out()
 
     # ---- the machine
@@ -269,25 +297,25 @@ class Neighbourhood:
             match output:
                 case Send(peer, message):
                     link = self._links.get(peer)
-                    if link is not None:
-                        link.outbox.put_nowait(message)
-                        if link.outbox.qsize() > OUTBOX_LIMIT:
-                            self._drop(peer, link, "does not read what it is sent")
+                    if link is not None and not link.broken:
+                        link.put(message)
+                        if link.outbox.qsize() > OUTBOX_LIMIT or link.waiting_bytes > self._outbox_bytes:
+                            link.end("does not read what it is sent")
                 case Drop(peer, reason, refused):
                     if refused:
                         self.refusals[peer] = reason
                     self._observe("refused" if refused else "dropped", {"peer": peer, "reason": reason})
                     link = self._links.get(peer)
                     if link is not None:
-                        self._drop(peer, link, reason)
+                        link.end(reason)
                 case Exchanged():
                     if self._exchanged is not None and not self._exchanged.done():
                         self._exchanged.set_result(output)
         self._changed.set()
 
-    def _drop(self, peer: str, link: _Link, reason: str) -> None:
-        link.broken = reason
-        link.outbox.put_nowait(None)  # what is queued, a REFUSE perhaps, still goes out; then the end
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _payload_bytes(message: Message) -> int:
+    return len(message.payload) if isinstance(message, Data) else 0

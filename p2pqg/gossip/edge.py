@@ -305,9 +305,7 @@ class Edge:
                 f"expected a next exchange of at most {MAX_SEQ}, found {hello.next_seq}"
             )
         try:
-            check_greeting(self.greeting, hello, self.peer)
-            if self._incarnation is not None and hello.incarnation < self._incarnation:
-                raise IncompatiblePeer("incarnation", f"{self._incarnation} or later", str(hello.incarnation))
+            self.check(hello)
         except IncompatiblePeer as error:
             self.refused = Refuse(error.item, error.expected, error.found)
             self._send_now(self.refused)
@@ -324,6 +322,12 @@ class Edge:
         self._seq = max(self._seq, hello.next_seq)
         if self._doubt is not None:
             self._send_now(Settle(self._doubt[0]))
+
+    def check(self, hello: Hello) -> None:
+        """Raise `IncompatiblePeer` if this is not the peer, or an incarnation of it that is over."""
+        check_greeting(self.greeting, hello, self.peer)
+        if self._incarnation is not None and hello.incarnation < self._incarnation:
+            raise IncompatiblePeer("incarnation", f"{self._incarnation} or later", str(hello.incarnation))
 
     def _forget_incarnation(self) -> None:
         """The peer restarted: its verdicts and promises died with it. A promise to it is presumed aborted.

@@ -350,15 +350,17 @@ class Edge:
         mine = self._offer.position if self._offer is not None else None
         if mine is None and position <= self._closed:
             self._refuse_exchange("stale")
-        elif mine is not None and position < mine:
-            self._incoming = None  # stale: the peer will find our BEGIN and catch up
-        elif self._incoming is None or position > self._incoming.position:  # else it is a repeated message
-            if self._prepared:
-                raise RemoteProtocolError(f"exchange {begin.seq} is promised for {mine}, found {position}")
-            self._incoming = Incoming(begin)
-            if mine is not None and position > mine:
-                self._close(Missed(self.peer, "the peer is ahead"))
-            self._advance()
+            return
+        if mine is not None and position < mine:
+            return  # stale: the peer finds our BEGIN and catches up
+        if self._incoming is not None and position <= self._incoming.position:
+            return  # a repeated message
+        if self._prepared:
+            raise RemoteProtocolError(f"exchange {begin.seq} is promised for {mine}, found {position}")
+        self._incoming = Incoming(begin)
+        if mine is not None and position > mine:
+            self._close(Missed(self.peer, "the peer is ahead"))
+        self._advance()
 
     def _payload(self, message: Data | End) -> None:
         if message.seq > self._seq:

@@ -1,6 +1,6 @@
 """What gossip costs, each claim as a ratio to a baseline measured in the same run.
 
-    python benchmarks/gossip.py
+    python benchmarks/gossip.py [transport] [exchange] [overhead]
 
 Repetitions of all sides are interleaved, so that a busy machine hits each of them, and figures are medians.
 A section is a function that returns claims; add it to `SECTIONS`.
@@ -15,6 +15,7 @@ import platform
 import socket
 import ssl
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -25,7 +26,9 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any, Protocol
 
+import rounds
 import torch
+from claims import Claim
 
 from p2pqg import allocator
 from p2pqg.gossip.messages import CHUNK_BYTES, Data
@@ -33,22 +36,6 @@ from p2pqg.security import TlsFiles, issue
 from p2pqg.transport.base import Connection
 from p2pqg.transport.grpc import GrpcTransport
 from p2pqg.wire.tensors import payload
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One line of the table. `target` is the least ratio that holds the claim; None only informs."""
-
-    name: str
-    measured: str
-    ratio: float
-    target: float | None = None
-
-    def __str__(self) -> str:
-        verdict = "" if self.target is None else "ok" if self.ratio >= self.target else "MISS"
-        target = "" if self.target is None else f">= {self.target:.2f}"
-        return f"{self.name:<52} {self.measured:<34} {self.ratio:>6.2f}  {target:<8} {verdict}"
-
 
 # Transport: a tensor from one process into a preallocated tensor of another.
 
@@ -272,15 +259,19 @@ def transport() -> list[Claim]:
     ]
 
 
-SECTIONS: list[Callable[[], list[Claim]]] = [transport]
+SECTIONS: dict[str, Callable[[], list[Claim]]] = {
+    "transport": transport,
+    "exchange": rounds.exchange,
+    "overhead": rounds.overhead,
+}
 
 
 def main() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "p2pqg.transport.grpc"])
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{'claim':<52} {'measured':<34} {'ratio':>6}  target")
-    for section in SECTIONS:
-        for claim in section():
+    for name in sys.argv[1:] or SECTIONS:
+        for claim in SECTIONS[name]():
             print(claim, flush=True)
 
 

@@ -38,8 +38,6 @@ _CHANNEL_OPTIONS = {
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 5_000,
     "grpc.http2.max_pings_without_data": 0,
-    "grpc.http2.lookahead_bytes": 8 << 20,
-    "grpc.http2.max_frame_size": 1 << 20,
 }
 _CLIENT_OPTIONS = _CHANNEL_OPTIONS | {
     "grpc.enable_retries": 0,  # a retry would need a copy of everything sent

@@ -1,6 +1,6 @@
 """What gossip costs, each claim as a ratio to a baseline measured in the same run.
 
-    python benchmarks/gossip.py [transport] [exchange] [overhead]
+    python benchmarks/gossip.py [transport] [exchange] [overhead] [placement]
 
 Repetitions of all sides are interleaved, so that a busy machine hits each of them, and figures are medians.
 A section is a function that returns claims; add it to `SECTIONS`.
@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any, Protocol
 
+import placement
 import rounds
 import torch
 from claims import Claim
@@ -263,6 +264,7 @@ SECTIONS: dict[str, Callable[[], list[Claim]]] = {
     "transport": transport,
     "exchange": rounds.exchange,
     "overhead": rounds.overhead,
+    "placement": placement.placement,
 }
 
 

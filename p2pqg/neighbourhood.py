@@ -143,8 +143,8 @@ class Neighbourhood:
         self._carry_out()
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait, not for ever, until no verdict is outstanding."""
-        await self._until(lambda: not self.gossip.in_doubt, timeout_s)
+        """Wait, not for ever, until no verdict is outstanding, here or at a neighbour out of reach."""
+        await self._until(lambda: not self.gossip.unsettled, timeout_s)
 
     async def close(self, reason: str) -> None:
         """Say goodbye, settle what neighbours still doubt, deliver what is queued, and hang up."""

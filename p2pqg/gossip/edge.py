@@ -162,6 +162,12 @@ class Edge:
         return self._doubt is not None
 
     @property
+    def unsettled(self) -> bool:
+        """Whether this end is in doubt, or the peer may be: it is out of reach and has not shown that it
+        knows of the last commit."""
+        return self.in_doubt or (self._committed is not None and not self._welcome and not self.left)
+
+    @property
     def committing(self) -> bool:
         """Whether the open offer is past PREPARED and must be waited for."""
         return self._offer is not None and self._prepared

@@ -171,6 +171,11 @@ class Gossip:
         """Peers whose verdict is outstanding."""
         return tuple(peer for peer, edge in self._edges.items() if edge.in_doubt)
 
+    @property
+    def unsettled(self) -> tuple[str, ...]:
+        """Peers with whom a verdict is outstanding, on this side or on theirs."""
+        return tuple(peer for peer, edge in self._edges.items() if edge.unsettled)
+
     # ---- inside
 
     def _sender(self, peer: str) -> Sender:

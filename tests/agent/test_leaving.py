@@ -1,4 +1,4 @@
-"""Agents that stop, and agents that die, at every moment of a round: others go on, the mean is kept."""
+"""Agents that stop, die or lose each other at every moment of a round: others go on, the mean is kept."""
 
 from __future__ import annotations
 
@@ -32,20 +32,23 @@ RUN = settings("dsgd", weight_decay=0.0, rounds=ROUNDS, finish={"max_rounds": 0}
 class Swarm:
     """Four agents on a ring that only gossip, each message on its way for a tenth of a second."""
 
-    def __init__(self, folder: Path | None = None, memory: MemoryNetwork | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, memory: MemoryNetwork | None = None, rounds: int = ROUNDS
+    ) -> None:
+        run = RUN.model_copy(update={"rounds": rounds})
         self.network = memory_network("ring", 4)
         self.memory = memory or MemoryNetwork(0, Faults(delay_s=(DELAY_S, DELAY_S)))
         self.start = scattered(4)
         self.events: list[tuple[float, str, str, Mapping[str, Any]]] = []
         still: list[Task] = [
             Still(task, start)  # type: ignore[misc]
-            for task, start in zip(tasks(RUN, self.network.names), self.start, strict=True)
+            for task, start in zip(tasks(run, self.network.names), self.start, strict=True)
         ]
         self.agents = [
             Agent(
                 AgentTable.model_validate({"name": name, "round_timeout_s": TIMEOUT_S}),
                 self.network,
-                RUN,
+                run,
                 task,
                 self.memory.transport(name),
                 home=Home(folder / name) if folder else None,
@@ -165,7 +168,7 @@ def test_a_killed_neighbour_costs_others_one_deadline_at_most(
     run_of_victim: asyncio.Task[Outcome]
     ended_s = virtual_time.run(main())
     assert seen >= count
-    waited = 2 * TIMEOUT_S if any(agent.gossip.in_doubt for agent in swarm.agents) else TIMEOUT_S / 4
+    waited = 2 * TIMEOUT_S if any(agent.gossip.unsettled for agent in swarm.agents) else TIMEOUT_S / 4
     assert ended_s < waited + LONGEST_RUN_S
     for i in (0, 2, 3):
         agent = swarm.agents[i]
@@ -175,3 +178,39 @@ def test_a_killed_neighbour_costs_others_one_deadline_at_most(
     reasons = [details["reason"] for _, name, details in swarm.of("disconnected") if name != victim]
     assert reasons
     assert all(reason == f"{victim} crashed" for reason in reasons if "finished" not in reason)
+
+
+@pytest.mark.parametrize("begins_s", [1.0 + 0.04 * k for k in range(8)])
+def test_a_partition_keeps_the_mean_of_each_side(begins_s: float) -> None:
+    """Two sides of two go on by themselves at once, and meet again."""
+    swarm = Swarm(rounds=60)
+    names = swarm.network.names
+    cut = [(names[0], names[3]), (names[1], names[2])]
+    means: dict[int, list[Tensor]] = {0: [], 2: []}
+
+    def look() -> None:
+        for first, seen in means.items():
+            pair = swarm.agents[first : first + 2]
+            if pair[0].training.round == pair[1].training.round:  # and not in the middle of one
+                seen.append(swarm.models[first : first + 2].mean(0))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for a, b in cut:
+            loop.call_at(begins_s, swarm.memory.lose, a, b)
+            loop.call_at(begins_s + 4.0, swarm.memory.restore, a, b)
+        for k in range(60):
+            loop.call_at(begins_s + 1.0 + 0.05 * k, look)
+        await asyncio.gather(*(agent.run() for agent in swarm.agents))
+
+    virtual_time.run(main())
+    for seen in means.values():
+        assert len(seen) > 5
+        for mean in seen:
+            torch.testing.assert_close(mean, seen[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(swarm.models.mean(0), swarm.start.mean(0), rtol=0, atol=1e-12)
+    assert not any(agent.gossip.in_doubt for agent in swarm.agents)
+    apart = (means[0][0] - means[2][0]).norm()
+    assert (swarm.models - swarm.models.mean(0)).norm() < apart / 10, "they agree again"
+    lost = {(a.name, s["peer"]) for a in swarm.agents for s in a.participation.missing}
+    assert lost == {*cut, *((b, a) for a, b in cut)}

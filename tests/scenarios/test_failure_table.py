@@ -6,6 +6,7 @@ can show are tested with real agents; `docs/faults.md` names the tests of every 
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from dataclasses import replace
@@ -166,7 +167,9 @@ def test_stream_reset_after_prepared(decided: bool) -> None:
     pair.disconnect()
     assert pair.b.edge.in_doubt
     assert pair.exact is not decided
+    assert pair.a.edge.unsettled is decided, "whoever knows the verdict must not leave before the other does"
     pair.connect()
+    assert not pair.a.edge.unsettled
     pair.settle()
     assert pair.exact
     assert_back_to_normal(pair)
@@ -564,6 +567,26 @@ def test_goodbye_while_the_participant_is_in_doubt() -> None:
     assert pair.b.edge.parted
     pair.settle()
     assert pair.exact
+
+
+def test_no_module_reads_the_wall_clock() -> None:
+    """clock jump: only monotonic time is used, save for the dates on a certificate."""
+    wall = {
+        ("time", "time"),
+        ("time", "time_ns"),
+        ("datetime", "now"),
+        ("datetime", "utcnow"),
+        ("date", "today"),
+    }
+    reading = set()
+    for path in (ROOT / "p2pqg").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if (node.value.id, node.attr) in wall:
+                    reading.add(path.name)
+            elif isinstance(node, ast.ImportFrom) and node.module == "time":
+                assert not {"time", "time_ns"} & {alias.name for alias in node.names}
+    assert reading == {"security.py"}
 
 
 def test_the_page_names_tests_that_exist() -> None:

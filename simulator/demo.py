@@ -118,9 +118,10 @@ def _digits(tasks: Sequence[Any]) -> str:
 
 
 def _table(curves: dict[Method, Curve]) -> Table:
-    table = Table(title="Accuracy on 360 held-out images after the same number of gradient steps")
-    table.add_column("")
-    for heading in ("learning rate", "mean of local models", "worst local model", "averaged model"):
+    rounds = curves[NETWORK][-1]["round"]
+    table = Table(title=f"Accuracy on 360 held-out images after {rounds} rounds, one gradient step each")
+    table.add_column("", no_wrap=True)
+    for heading in ("learning rate", "mean local", "worst local", "averaged model"):
         table.add_column(heading, justify="right")
     for method, curve in curves.items():
         last = curve[-1]

@@ -128,8 +128,8 @@ def _decode_control(frame: Frame) -> Message:
 def _check(message: Message, values: dict[str, Any]) -> None:
     """Limits that hold for every message, then those of its type; raises ValueError."""
     for name, value in values.items():
-        if isinstance(value, str) and len(value) > MAX_TEXT:
-            raise ValueError(f"{name} has {len(value)} characters, at most {MAX_TEXT} allowed")
+        if isinstance(value, str):
+            _check_text(name, value)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}, expected a finite number")
     match message:
@@ -152,7 +152,14 @@ def _check_hello(hello: Hello) -> None:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise ValueError(f"expected a name of 1 to {MAX_NAME} printable characters, found {name[:80]!r}")
     for name, value in hello.settings.items():
-        if len(value) > MAX_TEXT:
-            raise ValueError(f"setting {name} has {len(value)} characters, at most {MAX_TEXT} allowed")
+        _check_text(f"setting {name}", value)
     if len(hello.versions) != 2 or not 1 <= hello.versions[0] <= hello.versions[1]:
         raise ValueError(f"versions are {hello.versions[:3]}, expected (oldest, newest) from 1")
+
+
+def _check_text(name: str, value: str) -> None:
+    """What a peer says ends in logs and on terminals, so it must not steer them."""
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{name} has {len(value)} characters, at most {MAX_TEXT} allowed")
+    if not value.isprintable():
+        raise ValueError(f"expected printable characters in {name}, found {value[:80]!r}")

@@ -55,7 +55,7 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "committed": st.booleans(),
     **dict.fromkeys(["deadline_s", "norm"], st.floats(0, allow_nan=False, allow_infinity=False)),
     **dict.fromkeys(["note", "sent_s", "echo_s"], st.floats(allow_nan=False, allow_infinity=False)),
-    **dict.fromkeys(["item", "expected", "found", "reason"], st.text(max_size=5)),
+    **dict.fromkeys(["item", "expected", "found", "reason"], st.text("ab ", max_size=5)),
 }
 messages = st.one_of(
     st.builds(kind, **{field.name: BY_FIELD.get(field.name, numbers) for field in fields(kind)})

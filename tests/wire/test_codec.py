@@ -33,7 +33,7 @@ CONTROL = [kind for kind in get_args(Message) if kind is not Data]
 
 numbers = st.integers(0, 2**64 - 1)
 floats = st.floats(allow_nan=False, allow_infinity=False)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+texts = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=40)
 names = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
 BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "network": names,
@@ -136,6 +136,9 @@ def unsendable() -> Iterator[Message]:
     yield End(1, 0, float("nan"))
     yield Prepared(1, 2**64, 0)
     yield Abort(1, 0, 0, "x" * (MAX_TEXT + 1))
+    yield Abort(1, 0, 0, "\x1b[2J")
+    yield Bye("one line\nand another")
+    yield hello(settings={"beta": "\x1b[2J"})
     yield Status(0, float("inf"))
     yield Data(1, 0, b"")
     yield Data(1, 0, bytes(CHUNK_BYTES + 1))

@@ -25,6 +25,8 @@ FAREWELL_S = 2.0
 """How long to wait for the neighbours' goodbyes."""
 RETRY_S = (0.1, 5.0)
 """First and longest pause between two attempts to reach a neighbour."""
+RECONNECT_S = 10.0
+"""A neighbour that was lost longer ago is not waited for to settle what is open with it."""
 OUTBOX_LIMIT = 4096
 """Messages waiting for a peer that does not read, beyond which it is dropped."""
 OUTBOX_PAYLOADS = 2
@@ -79,6 +81,7 @@ class Neighbourhood:
         )
         self._links: dict[str, _Link] = {}
         self._changed = asyncio.Event()
+        self._lost_s: dict[str, float] = {}
         self._exchanged: asyncio.Future[Exchanged] | None = None
         self._bytes = {"sent": 0, "received": 0}  # of connections that are gone
         self._leaving = self._closing = False
@@ -144,7 +147,11 @@ class Neighbourhood:
 
     async def settle(self, timeout_s: float) -> None:
         """Wait, not for ever, until no verdict is outstanding, here or at a neighbour out of reach."""
-        await self._until(lambda: not self.gossip.unsettled, timeout_s)
+
+        def gone(peer: str) -> bool:
+            return peer not in self._links and self._now() - self._lost_s.get(peer, 0.0) > RECONNECT_S
+
+        await self._until(lambda: all(gone(peer) for peer in self.gossip.unsettled), timeout_s)
 
     async def close(self, reason: str) -> None:
         """Say goodbye, settle what neighbours still doubt, deliver what is queued, and hang up."""
@@ -268,6 +275,7 @@ class Neighbourhood:
 
     def _hang_up(self, peer: str, link: _Link) -> None:
         del self._links[peer]
+        self._lost_s[peer] = self._now()
         was_live = self.gossip.edges[peer].live
         self.gossip.disconnected(peer, link.broken)
         if was_live and not self._closing:

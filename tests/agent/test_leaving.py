@@ -214,3 +214,20 @@ def test_a_partition_keeps_the_mean_of_each_side(begins_s: float) -> None:
     assert (swarm.models - swarm.models.mean(0)).norm() < apart / 10, "they agree again"
     lost = {(a.name, s["peer"]) for a in swarm.agents for s in a.participation.missing}
     assert lost == {*cut, *((b, a) for a, b in cut)}
+
+
+@pytest.mark.parametrize("lost_s", [1.4 + 0.05 * k for k in range(18)])
+def test_an_edge_lost_at_the_end_is_settled_before_anyone_leaves(lost_s: float) -> None:
+    """Also by the end that committed: the other could never ask it again. One that decided nothing may leave:
+    who is in doubt about it has not applied anything either."""
+    swarm = Swarm()
+    a, b = swarm.network.names[:2]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_at(lost_s, swarm.memory.lose, a, b)
+        loop.call_at(lost_s + 1.0, swarm.memory.restore, a, b)
+        await asyncio.gather(*(agent.run() for agent in swarm.agents))
+
+    virtual_time.run(main())
+    torch.testing.assert_close(swarm.models.mean(0), swarm.start.mean(0), rtol=0, atol=1e-12)

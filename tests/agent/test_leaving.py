@@ -216,7 +216,7 @@ def test_a_partition_keeps_the_mean_of_each_side(begins_s: float) -> None:
     assert lost == {*cut, *((b, a) for a, b in cut)}
 
 
-@pytest.mark.parametrize("lost_s", [1.4 + 0.05 * k for k in range(18)])
+@pytest.mark.parametrize("lost_s", [1.4 + 0.05 * k for k in range(7)])
 def test_an_edge_lost_at_the_end_is_settled_before_anyone_leaves(lost_s: float) -> None:
     """Also by the end that committed: the other could never ask it again. One that decided nothing may leave:
     who is in doubt about it has not applied anything either."""

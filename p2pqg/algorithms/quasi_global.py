@@ -47,8 +47,8 @@ class QGDSGDm(Momentum):
             m = axpy(self.beta, m_hat, g)
             x = axpy(-lr, self.direction(g, m), x)
         x = yield from mix(x)
-        d = (start - x).div_(sum(lrs))
-        return x, {"m_hat": torch.lerp(d, m_hat, mu)}  # mu m_hat + (1 - mu) d
+        d = (start - x).mul_((1 - mu) / sum(lrs))  # (1 - mu) d
+        return x, {"m_hat": axpy(mu, m_hat, d)}
 
     def describe(self) -> dict[str, str]:
         return super().describe() | {"mu": str(float(self.buffer_factor))}

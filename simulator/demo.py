@@ -121,7 +121,7 @@ def _table(curves: dict[Method, Curve]) -> Table:
     rounds = curves[NETWORK][-1]["round"]
     table = Table(title=f"Accuracy on 360 held-out images after {rounds} rounds, one gradient step each")
     table.add_column("", no_wrap=True)
-    for heading in ("learning rate", "mean local", "worst local", "averaged model"):
+    for heading in ("lr", "mean local", "worst local", "averaged model"):
         table.add_column(heading, justify="right")
     for method, curve in curves.items():
         last = curve[-1]

@@ -24,6 +24,7 @@ from p2pqg.topology import TOPOLOGIES
 from p2pqg.topology import build as build_topology
 from p2pqg.transport.memory import Faults, MemoryNetwork
 from p2pqg_simulator import simulate
+from p2pqg_simulator.simulate import make_tasks
 from p2pqg_simulator.swarm import in_memory, memory_network
 
 ROUNDS = 12
@@ -45,19 +46,22 @@ def tasks(run: RunSettings, names: tuple[str, ...]) -> list[QuadraticTask]:
     return [make_task(run.context(name, names)) for name in names]
 
 
-def agents(run: RunSettings, topology: str, n: int, seed: int, faults: Faults = DELAYS) -> list[Agent]:
-    network = memory_network(topology, n)
-    memory = MemoryNetwork(seed, faults)
-    return [agent for agent, _ in in_memory(network, run, tasks(run, network.names), memory)]
+def agents(run: RunSettings, topology: str, n: int, seed: int) -> list[Agent]:
+    memory = MemoryNetwork(seed, DELAYS)
+    problems = make_tasks(simulation(run, topology, n))
+    return [agent for agent, _ in in_memory(memory_network(topology, n), run, problems, memory)]
 
 
 def models(run: list[Agent]) -> Tensor:
     return torch.stack([agent.training.x for agent in run])
 
 
+def simulation(run: RunSettings, topology: str, n: int) -> SimulationSettings:
+    return SimulationSettings.model_validate(run.model_dump() | {"agents": n, "topology": topology})
+
+
 def simulated(run: RunSettings, topology: str, n: int) -> Tensor:
-    network = run.model_dump() | {"agents": n, "topology": topology}
-    *_, last = simulate(SimulationSettings.model_validate(network))
+    *_, last = simulate(simulation(run, topology, n))
     return last.x
 
 
@@ -103,6 +107,46 @@ def test_local_steps_are_the_same_in_both(algorithm: str) -> None:
     torch.testing.assert_close(
         models(agents(run, "ring", 5, 0)), simulated(run, "ring", 5), rtol=0, atol=1e-12
     )
+
+
+def test_agents_with_more_samples_count_for_more() -> None:
+    task = {"name": "digits", "dtype": "float64", "partition": "dirichlet-plain", "alpha": 0.5}
+    weighted = task | {"weighting": "samples", "options": {"width": 1}}
+    run = settings("qg-dsgdm-n", task=weighted, rounds=5)
+    shares = [task.samples for task in make_tasks(simulation(run, "ring", 3))]
+    assert len(set(shares)) == 3, "shares that differ are what is tested"
+    found = models(agents(run, "ring", 3, 0))
+    torch.testing.assert_close(found, simulated(run, "ring", 3), rtol=0, atol=1e-12)
+    uniform = settings("qg-dsgdm-n", task=weighted | {"weighting": "uniform"}, rounds=5)
+    assert not torch.allclose(found, simulated(uniform, "ring", 3))
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e-5])
+def test_a_narrow_wire_keeps_the_mean(lr: float) -> None:
+    """float16 on the wire, the own rounded value in the difference: the rounding errors cancel. The mean
+    over agents then moves as without rounding, because all gradients here have the same linear part."""
+    run = settings("qg-dsgdm-n", weight_decay=0.0, schedule={"lr": lr}, finish={"max_rounds": 0})
+    network = memory_network("ring", 5)
+    linear = [Linear(task) for task in tasks(run, network.names)]
+    ends = {}
+    for wire in ("float16", "float64"):
+        memory = MemoryNetwork(0, DELAYS)
+        ends[wire] = models([a for a, _ in in_memory(network, run, linear, memory, wire=wire)])  # type: ignore[arg-type]
+    assert not torch.equal(ends["float16"], ends["float64"])
+    torch.testing.assert_close(ends["float16"].mean(0), ends["float64"].mean(0), rtol=0, atol=1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A task whose gradient is the same everywhere, so that the mean of the models is known."""
+
+    task: QuadraticTask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def gradient(self, x: Tensor, buffers: Any, step: int) -> Any:
+        return self.task.gradient(torch.zeros_like(x), buffers, step)
 
 
 # ---- lost edges: a task without gradients shows what gossip alone does

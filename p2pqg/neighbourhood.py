@@ -73,12 +73,8 @@ class Neighbourhood:
         self.gossip = gossip
         self.address = ""
         self.refusals: dict[str, str] = {}
-        self._greeting, self._transport, self._addresses, self._observe = (
-            greeting,
-            transport,
-            addresses,
-            observe,
-        )
+        self._greeting, self._observe = greeting, observe
+        self._transport, self._addresses = transport, addresses
         self._links: dict[str, _Link] = {}
         self._changed = asyncio.Event()
         self._lost_s: dict[str, float] = {}

@@ -38,8 +38,8 @@ class Outgoing:
 
 
 class Training:
-    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; the mean
-    loss of the last round, and in gossip-only rounds how far the neighbours' models were.
+    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; in
+    gossip-only rounds also how far the neighbours' models were (`disagreement`).
 
     `scale` multiplies the gradient (the agent's share of all samples times n, or 1).
     """
@@ -61,12 +61,17 @@ class Training:
         self.state = algorithm.init(self.x)
         self.buffers: Buffers = task.buffers()
         self.round = 0
-        self.loss = math.nan
         self.disagreement = 0.0
         self._program: Program[Result] | None = None
         self._gossip_only = False
+        self._losses: list[float] = []
         self._exchange = 0
         self._sent = torch.empty(0)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the mini-batches of the last round; NaN before the first."""
+        return sum(self._losses) / len(self._losses) if self._losses else math.nan
 
     def begin(self, *, gossip_only: bool = False) -> Outgoing | None:
         """Start a round and compute up to its first exchange; None if it has none and is done."""
@@ -75,7 +80,7 @@ class Training:
         self._program = (
             _only_mix(self.x, self.state) if gossip_only else self.algorithm.round(self.x, self.state, lrs)
         )
-        self._exchange = 0
+        self._losses, self._exchange = [], 0
         return self._advance(None)
 
     def mixed(self, exchanged: Exchanged) -> Outgoing | None:
@@ -115,28 +120,24 @@ class Training:
 
     def _advance(self, answer: tuple[Tensor, ...] | None) -> Outgoing | None:
         assert self._program is not None
-        losses: list[float] = []
         try:
             effect = next(self._program) if answer is None else self._program.send(answer)
             while isinstance(effect, Gradient):
-                effect = self._program.send((self._gradient(effect, losses),))
+                effect = self._program.send((self._gradient(effect),))
         except StopIteration as stop:
             self.x, self.state = stop.value
             self.round += 1
             return None
-        finally:
-            if losses:
-                self.loss = sum(losses) / len(losses)
         return self._outgoing(effect)
 
-    def _gradient(self, effect: Gradient, losses: list[float]) -> Tensor:
+    def _gradient(self, effect: Gradient) -> Tensor:
         step = self.round * self.algorithm.local_steps + effect.step
         local = self.task.gradient(effect.x, self.buffers, step)
         self.buffers = local.buffers
         loss = float(local.loss)
         if not math.isfinite(loss):
             raise TrainingDiverged(f"{self.agent}: the loss of round {self.round} is {loss}")
-        losses.append(loss)
+        self._losses.append(loss)
         return local.g if self.scale == 1 else local.g * self.scale
 
     def _outgoing(self, effect: Effect) -> Outgoing:

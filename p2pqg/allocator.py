@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # malloc.h
 _MIB = 1 << 20
 
 
@@ -28,4 +28,5 @@ def pin() -> bool:
         return False
     libc.mallopt(_TRIM_THRESHOLD, 1024 * _MIB)
     libc.mallopt(_TOP_PAD, 64 * _MIB)
+    libc.mallopt(_ARENA_MAX, 1)  # a buffer that one thread frees is still warm for the next thread
     return True

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Buffers, Task
@@ -82,17 +83,20 @@ class Vmap:
         if any(task.buffers() for task in own):
             raise _unfit("a model without buffers")
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
-        self._batched = vmap(grad_and_value(self._sample_loss))
+        self._losses = vmap(self._mean_loss)
         self._inputs, self._targets, self._firsts = _pool(own)
+        # Shares and mini-batches of one size: the order of an epoch is then one matrix for all agents.
+        self._alike = len({(task.samples, task.batch_size) for task in own}) == 1
+        self._order = lru_cache(maxsize=1)(self._shuffled)
         self._compare()
 
     def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
+        if self._alike:
+            return self._pass(x, self._samples(step))
         indices = [task.batch_indices(step) for task in self.tasks]
         sizes = defaultdict(list)
         for i, own in enumerate(indices):
             sizes[len(own)].append(i)
-        if len(sizes) == 1:
-            return self._pass(x, torch.stack(indices) + self._firsts[:, None])
         g = torch.empty_like(x)
         losses = torch.empty(len(x), dtype=x.dtype, device=x.device)
         for agents in sizes.values():
@@ -105,18 +109,30 @@ class Vmap:
                 g[agents], losses[agents] = self._pass(x[agents], samples)
         return g, losses
 
+    def _samples(self, step: int) -> Tensor:
+        """Positions in the pool `[n, b]` of all agents' mini-batches, for shares of one size."""
+        task = self.tasks[0]
+        epoch, position = divmod(step, task.steps_per_epoch)
+        first = position * task.batch_size
+        return self._order(epoch)[:, first : first + task.batch_size]
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        return torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
+
     def _pass(self, x: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients and losses of `x: [k, d]` on the samples `[k, b]` of the pool."""
         samples = samples.to(self._inputs.device)
         inputs, targets = (
-            pool.index_select(0, samples.view(-1)).view(*samples.shape, *pool.shape[1:])
+            pool.index_select(0, samples.reshape(-1)).view(*samples.shape, *pool.shape[1:])
             for pool in (self._inputs, self._targets)
         )
         self.module.train()
-        g, losses = self._batched(self.spec.views(x.detach()), inputs, targets)
-        return self.spec.flatten(g), losses
+        leaves = x.detach().requires_grad_()
+        losses = self._losses(self.spec.views(leaves), inputs, targets)
+        (g,) = torch.autograd.grad(losses.sum(), leaves)
+        return g, losses.detach()
 
-    def _sample_loss(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    def _mean_loss(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         return self.loss(functional_call(self.module, parameters, (inputs,)), targets)
 
     def _compare(self) -> None:

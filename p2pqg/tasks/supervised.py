@@ -65,7 +65,7 @@ class SupervisedTask:
         self.spec = Spec.of_module(self.module)
         self._initial_buffers = self._copy_of_buffers()
         self._x: Tensor | None = None
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self.epoch_order = lru_cache(maxsize=2)(self._shuffled)
 
     @property
     def samples(self) -> int:
@@ -87,7 +87,7 @@ class SupervisedTask:
         """Positions in the own share of the mini-batch of one step, `[b]`."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.batch_size
-        return self._order(epoch)[first : first + self.batch_size]
+        return self.epoch_order(epoch)[first : first + self.batch_size]
 
     def batch(self, step: int) -> Batch:
         """The mini-batch of one step."""
@@ -131,6 +131,7 @@ class SupervisedTask:
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def _shuffled(self, epoch: int) -> Tensor:
+        """`epoch_order`: positions in the own share `[samples]` in the order of one epoch."""
         return torch.randperm(
             self.samples, generator=seeds.generator(self.seed, "shuffle", self.agent, epoch)
         )

@@ -208,7 +208,7 @@ class Agent:
     async def _agree(self, metrics: MetricsWriter | _NoMetrics) -> Agreement:
         """Gossip without training until all agents hold the same model, within the tolerance."""
         finish, training = self.settings.finish, self.training
-        max_rounds = 0 if training.algorithm.needs_mean else finish.max_rounds  # equal models all along
+        max_rounds = 0 if training.algorithm.centralised else finish.max_rounds  # equal models all along
         agreement = Agreement.of(self.topology, finish.tolerance, max_rounds)
         while not agreement.done and not self._stopping:
             outgoing = await self._compute(lambda: training.begin(gossip_only=True))
@@ -222,7 +222,7 @@ class Agent:
     async def _settle(self) -> None:
         """Wait for outstanding verdicts and apply them."""
         await self.neighbourhood.settle(self.table.round_timeout_s)
-        await self._compute(self.training.settle, self.gossip.late(exchange=0))
+        await self._compute(self.training.settle, self.gossip.late())
 
     async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged:
         graph = self.topology.graph(outgoing.position[0])

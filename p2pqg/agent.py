@@ -170,14 +170,14 @@ class Agent:
         training, settings = self.training, self.settings
         round = training.round
         started = time.perf_counter()
-        exchange_s, missed, committed = 0.0, dict[str, str](), list[str]()
+        exchange_s, missed, committed = 0.0, dict[str, str](), set[str]()
         outgoing = await self._compute(training.begin)
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
             exchange_s += time.perf_counter() - exchange_started
             missed |= exchanged.missed
-            committed += [c.peer for c in exchanged.contributions]
+            committed |= {c.peer for c in exchanged.contributions}
             outgoing = await self._compute(training.mixed, exchanged)
         self.participation.count(round, committed, missed)
         for peer, reason in missed.items():

@@ -21,7 +21,7 @@ from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
 from p2pqg.gossip.machine import Exchanged, disagreement, mixed
 from p2pqg.schedules import Schedule
-from p2pqg.tasks.base import Buffers, Evaluation, Task, full_gradient
+from p2pqg.tasks.base import Buffers, Evaluation, Task, with_full_gradient
 from p2pqg.wire.tensors import WIRE_DTYPES, payload, snapshot
 
 Result = tuple[Tensor, State]
@@ -57,6 +57,8 @@ class Training:
     ) -> None:
         self.task, self.algorithm, self.schedule = task, algorithm, schedule
         self.agent, self.seed, self.wire, self.scale = agent, seed, wire, scale
+        if algorithm.needs_full_gradient:
+            with_full_gradient(task)
         self.x = task.init(seed)
         self.state = algorithm.init(self.x)
         self.buffers: Buffers = task.buffers()
@@ -151,7 +153,7 @@ class Training:
     def _gradient(self, effect: Gradient, losses: list[float]) -> Tensor:
         step = self.round * self.algorithm.local_steps + effect.step
         if effect.full:
-            return self._scaled(full_gradient(self.task, effect.x, self.buffers, step))
+            return self._scaled(with_full_gradient(self.task).full_gradient(effect.x, self.buffers, step))
         local = self.task.gradient(effect.x, self.buffers, step)
         self.buffers = local.buffers
         loss = float(local.loss)

@@ -21,7 +21,7 @@ from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
 from p2pqg.schedules import Schedule
-from p2pqg.tasks.base import Buffers, Task, full_gradient
+from p2pqg.tasks.base import Buffers, Task, with_full_gradient
 from p2pqg.topology import Topology
 
 from .evaluation import Scores, evaluate
@@ -83,6 +83,9 @@ class Simulation:
             raise ConfigError(f"expected {len(tasks)} agents, one a task, found {topology.n}", key="topology")
         if any(task.spec != tasks[0].spec for task in tasks):
             raise ConfigError("expected the same model on every agent, found different ones", key="task")
+        if algorithm.needs_full_gradient:
+            for task in tasks:
+                with_full_gradient(task)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
         self.names = agent_names(topology.n) if names is None else tuple(names)
         self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
@@ -115,7 +118,9 @@ class Simulation:
                 case Gradient(x, step, full=True):
                     at = round * self.algorithm.local_steps + step
                     own = zip(self.tasks, x, buffers, strict=True)
-                    g = torch.stack([full_gradient(task, row, kept, at) for task, row, kept in own])
+                    g = torch.stack(
+                        [with_full_gradient(task).full_gradient(row, kept, at) for task, row, kept in own]
+                    )
                     return (g if self._scale is None else g * self._scale,)
                 case Gradient(x, step):
                     g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)

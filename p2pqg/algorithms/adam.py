@@ -90,9 +90,7 @@ class QGDAdam(Moments):
     local steps (v2: the second).
     """
 
-    form: str = option(
-        "released", "which of three published updates (see below the table)", "released", "printed", "v2"
-    )
+    form: str = option("released", "which of three published updates, see above", "released", "printed", "v2")
 
     source = "Lin et al. 2021, Algorithm 2 and Table 6"
 

@@ -83,13 +83,13 @@ class FullGradient(Protocol):
         """Gradient `[d]` at `x: [d]` of the mean loss over the own share; buffers stay as they are."""
 
 
-def full_gradient(task: Task, x: Tensor, buffers: Buffers, step: int) -> Tensor:
-    """`task.full_gradient(...)`. Raises `ConfigError` if the task has no such thing."""
+def with_full_gradient(task: Task) -> FullGradient:
+    """The task. Raises `ConfigError` if it has no `full_gradient`."""
     if not isinstance(task, FullGradient):
         raise ConfigError(
             "this algorithm needs a task with `full_gradient`, found one without", key="algorithm.name"
         )
-    return task.full_gradient(x, buffers, step)
+    return task
 
 
 @dataclass(frozen=True)

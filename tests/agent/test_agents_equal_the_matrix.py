@@ -92,7 +92,9 @@ def cases(
 
 
 EVERY_ALGORITHM = cases([5], ["ring", "complete"]) + cases([8], ["one-peer-exponential"])
-EVERY_GRAPH = cases([2, 3, 5, 8], algorithms=["qg-dsgdm-n", "dsgdm-n-gt", "dsgdm-n-buffer-ring"])
+FEW = ("qg-dsgdm-n", "dsgdm-n-gt", "dsgdm-n-buffer-ring")
+"""One vector, two in an exchange, two exchanges in a round."""
+EVERY_GRAPH = cases([2, 3, 5, 8], algorithms=FEW)
 
 
 def assert_equal_to_the_matrix(algorithm: str, topology: str, n: int, seeds: range) -> None:
@@ -111,6 +113,12 @@ def test_agents_equal_the_simulator(algorithm: str, topology: str, n: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "topology", "n"), cases(range(2, 10)))
+def test_every_algorithm_on_every_graph(algorithm: str, topology: str, n: int) -> None:
+    assert_equal_to_the_matrix(algorithm, topology, n, range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "topology", "n"), cases(range(2, 10), algorithms=FEW))
 def test_agents_equal_the_simulator_under_many_delays(algorithm: str, topology: str, n: int) -> None:
     assert_equal_to_the_matrix(algorithm, topology, n, range(20))
 

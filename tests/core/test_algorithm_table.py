@@ -12,8 +12,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
 
 PAPER = (
     "d2", "d2-plus", "dadam", "dmsgd-option-1", "dsgd", "dsgd-gt", "dsgdm", "dsgdm-buffer-ring", "dsgdm-n",
-    "dsgdm-n-buffer-complete", "dsgdm-n-buffer-ring", "dsgdm-n-gradients-ring", "dsgdm-n-gt", "qg-dadam", "qg-dsgdm",
-    "qg-dsgdm-n", "qg-sgdm-n", "sgdm-n", "slowmo",
+    "dsgdm-n-buffer-complete", "dsgdm-n-buffer-ring", "dsgdm-n-gradients-ring", "dsgdm-n-gt", "qg-dadam",
+    "qg-dsgdm", "qg-dsgdm-n", "qg-sgdm-n", "sgdm-n", "slowmo",
 )  # fmt: skip
 """Method, and variant where there is one, of every row of the paper's tables."""
 

@@ -170,14 +170,14 @@ class Agent:
         training, settings = self.training, self.settings
         round = training.round
         started = time.perf_counter()
-        exchange_s, missed, committed = 0.0, dict[str, str](), list[str]()
+        exchange_s, missed, committed = 0.0, dict[str, str](), set[str]()
         outgoing = await self._compute(training.begin)
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
             exchange_s += time.perf_counter() - exchange_started
             missed |= exchanged.missed
-            committed += [c.peer for c in exchanged.contributions]
+            committed |= {c.peer for c in exchanged.contributions}
             outgoing = await self._compute(training.mixed, exchanged)
         self.participation.count(round, committed, missed)
         for peer, reason in missed.items():
@@ -208,7 +208,7 @@ class Agent:
     async def _agree(self, metrics: MetricsWriter | _NoMetrics) -> Agreement:
         """Gossip without training until all agents hold the same model, within the tolerance."""
         finish, training = self.settings.finish, self.training
-        max_rounds = 0 if training.algorithm.needs_mean else finish.max_rounds  # equal models all along
+        max_rounds = 0 if training.algorithm.centralised else finish.max_rounds  # equal models all along
         agreement = Agreement.of(self.topology, finish.tolerance, max_rounds)
         while not agreement.done and not self._stopping:
             outgoing = await self._compute(lambda: training.begin(gossip_only=True))
@@ -222,7 +222,7 @@ class Agent:
     async def _settle(self) -> None:
         """Wait for outstanding verdicts and apply them."""
         await self.neighbourhood.settle(self.table.round_timeout_s)
-        await self._compute(self.training.settle, self.gossip.late(exchange=0))
+        await self._compute(self.training.settle, self.gossip.late())
 
     async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged:
         graph = self.topology.graph(outgoing.position[0])

@@ -52,17 +52,22 @@ class TaskSettings(Settings):
 
 
 class AlgorithmSettings(Settings):
-    """``[algorithm]``: a name of `p2pqg.algorithms.ALGORITHMS` and its hyper-parameters."""
+    """``[algorithm]``: a name of `p2pqg.algorithms.ALGORITHMS` and its hyper-parameters; those that only some
+    methods have stand in ``[algorithm.options]``."""
 
     name: str = "qg-dsgdm-n"
     beta: float | None = None
     mu: float | None = None
     weight_decay: float = 0.0
     local_steps: int = 1
+    options: dict[str, Any] = Field(default_factory=dict)
 
     def build(self) -> Algorithm:
         """The algorithm. Raises `ConfigError` for what it does not know or allow."""
-        return algorithms.build(**self.model_dump())
+        common = self.model_dump(exclude={"options"})
+        if twice := sorted(set(common) & set(self.options)):
+            raise ConfigError("expected this in [algorithm] itself", key=f"algorithm.options.{twice[0]}")
+        return algorithms.build(**common, **self.options)
 
 
 class ScheduleSettings(Settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import xxhash
@@ -21,8 +21,8 @@ from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
 from p2pqg.gossip.machine import Exchanged, disagreement, mixed
 from p2pqg.schedules import Schedule
-from p2pqg.tasks.base import Buffers, Evaluation, Task
-from p2pqg.wire.tensors import payload, snapshot
+from p2pqg.tasks.base import Buffers, Evaluation, Task, with_full_gradient
+from p2pqg.wire.tensors import WIRE_DTYPES, payload, snapshot
 
 Result = tuple[Tensor, State]
 
@@ -57,6 +57,8 @@ class Training:
     ) -> None:
         self.task, self.algorithm, self.schedule = task, algorithm, schedule
         self.agent, self.seed, self.wire, self.scale = agent, seed, wire, scale
+        if algorithm.needs_full_gradient:
+            with_full_gradient(task)
         self.x = task.init(seed)
         self.state = algorithm.init(self.x)
         self.buffers: Buffers = task.buffers()
@@ -65,6 +67,7 @@ class Training:
         self._program: Program[Result] | None = None
         self._gossip_only = False
         self._losses: list[float] = []
+        self._trained: int | None = None
         self._exchange = 0
         self._sent = torch.empty(0)
 
@@ -76,6 +79,8 @@ class Training:
     def begin(self, *, gossip_only: bool = False) -> Outgoing | None:
         """Start a round and compute up to its first exchange; None if it has none and is done."""
         self._gossip_only = gossip_only
+        if gossip_only and self._trained is None:
+            self._trained = self.round
         lrs = self.schedule.steps(self.round, self.algorithm.local_steps)
         self._program = (
             _only_mix(self.x, self.state) if gossip_only else self.algorithm.round(self.x, self.state, lrs)
@@ -85,16 +90,32 @@ class Training:
 
     def mixed(self, exchanged: Exchanged) -> Outgoing | None:
         """Apply an exchange and compute up to the next one; None if the round is done."""
-        if self._gossip_only:
-            self.disagreement = disagreement(exchanged.contributions, self.wire)
-        vector = mixed(self._sent, (*exchanged.contributions, *exchanged.late), self.wire)
-        d = self.task.spec.d
         self._exchange += 1
-        return self._advance(tuple(torch.split(vector, d)))
+        if self._gossip_only:  # what is late may come from training, with other vectors than the model
+            self.disagreement = disagreement(exchanged.contributions, self.wire)
+            outgoing = self._advance((mixed(self._sent, exchanged.contributions, self.wire),))
+            self.settle(exchanged.late)
+            return outgoing
+        vector = mixed(self._sent, (*exchanged.contributions, *exchanged.late), self.wire)
+        return self._advance(tuple(torch.split(vector, self.task.spec.d)))
 
     def settle(self, late: Iterable[Contribution]) -> None:
-        """Apply what was settled after the last exchange, so that the sum over agents is exact."""
-        self.x = mixed(self.x, late, self.wire)
+        """Apply to the model what was settled between rounds, so that its sum over agents is exact.
+
+        Late parts of other vectors (gradients, buffers) are dropped: nobody computes with them any more, or
+        a direction of the rounds after a restart is off a little.
+        """
+        self.x = mixed(self.x, [self._of_model(c) for c in late if self._has_model(c)], self.wire)
+
+    def _has_model(self, contribution: Contribution) -> bool:
+        """Whether the first vector of the exchange it belongs to is the model."""
+        round, exchange = contribution.position
+        trained = self._trained is None or round < self._trained
+        return exchange == (self.algorithm.model_exchange if trained else 0)
+
+    def _of_model(self, contribution: Contribution) -> Contribution:
+        size = self.task.spec.d * WIRE_DTYPES[self.wire].itemsize
+        return replace(contribution, theirs=contribution.theirs[:size], own=contribution.own[:size])
 
     def evaluate(self) -> Evaluation:
         """Score the current model on held-out data."""
@@ -132,13 +153,18 @@ class Training:
 
     def _gradient(self, effect: Gradient) -> Tensor:
         step = self.round * self.algorithm.local_steps + effect.step
+        if effect.full:
+            return self._scaled(with_full_gradient(self.task).full_gradient(effect.x, self.buffers, step))
         local = self.task.gradient(effect.x, self.buffers, step)
         self.buffers = local.buffers
         loss = float(local.loss)
         if not math.isfinite(loss):
             raise TrainingDiverged(f"{self.agent}: the loss of round {self.round} is {loss}")
         self._losses.append(loss)
-        return local.g if self.scale == 1 else local.g * self.scale
+        return self._scaled(local.g)
+
+    def _scaled(self, g: Tensor) -> Tensor:
+        return g if self.scale == 1 else g * self.scale
 
     def _outgoing(self, effect: Effect) -> Outgoing:
         assert not isinstance(effect, Gradient)

@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, SGDm, State, drive
+from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, State, drive
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
 from p2pqg.schedules import Schedule
-from p2pqg.tasks.base import Buffers, Task
+from p2pqg.tasks.base import Buffers, Task, with_full_gradient
 from p2pqg.topology import Topology
 
 from .evaluation import Scores, evaluate
@@ -34,9 +34,11 @@ class Iterate:
     """Everything after `round` completed rounds.
 
     `x: [n, d]` are the agents' parameters, `state` what the algorithm keeps, `buffers` the model state that
-    is never mixed (one mapping an agent) and `sent: [n]` the bytes each agent would have sent. Of the last
-    round: `losses: [n]`, mean over its mini-batches, and `lr` of its last step; None before the first round
-    and in gossip-only rounds, which have `agreement` instead. `scores` are there when they were asked for.
+    is never mixed (one mapping an agent) and `sent: [n]` the bytes each agent would have sent. An exact
+    average counts as an exchange, which is what it takes on a complete graph and on a star; a centralised
+    method has no network and sends nothing. Of the last round: `losses: [n]`, mean over its mini-batches, and
+    `lr` of its last step; None before the first round and in gossip-only rounds, which have `agreement`
+    instead. `scores` are there when they were asked for.
     """
 
     round: int
@@ -53,11 +55,6 @@ class Iterate:
     def loss(self) -> float | None:
         """Mean training loss over agents in the last round."""
         return None if self.losses is None else float(self.losses.mean())
-
-
-def centralised(algorithm: Algorithm) -> bool:
-    """Whether every step uses exact averages, so that all agents always hold the same model."""
-    return isinstance(algorithm, SGDm)
 
 
 class Simulation:
@@ -86,6 +83,9 @@ class Simulation:
             raise ConfigError(f"expected {len(tasks)} agents, one a task, found {topology.n}", key="topology")
         if any(task.spec != tasks[0].spec for task in tasks):
             raise ConfigError("expected the same model on every agent, found different ones", key="task")
+        if algorithm.needs_full_gradient:
+            for task in tasks:
+                with_full_gradient(task)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
         self.names = agent_names(topology.n) if names is None else tuple(names)
         self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
@@ -115,6 +115,13 @@ class Simulation:
         def answer(effect: Effect) -> Answer:
             nonlocal exchanged
             match effect:
+                case Gradient(x, step, full=True):
+                    at = round * self.algorithm.local_steps + step
+                    own = zip(self.tasks, x, buffers, strict=True)
+                    g = torch.stack(
+                        [with_full_gradient(task).full_gradient(row, kept, at) for task, row, kept in own]
+                    )
+                    return (g if self._scale is None else g * self._scale,)
                 case Gradient(x, step):
                     g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)
                     must_be_finite("loss", loss[:, None])
@@ -126,6 +133,7 @@ class Simulation:
                     return tuple(map(self._product(round), vectors))
                 case Mean(vectors):
                     must_be_finite("gradient", *vectors)
+                    exchanged += 0 if self.algorithm.centralised else len(vectors)
                     return tuple(v.mean(0, keepdim=True).expand_as(v) for v in vectors)
 
         x, state = drive(self.algorithm.round(iterate.x, iterate.state, lrs), answer)
@@ -153,7 +161,7 @@ class Simulation:
     def agree(self, start: Iterate, tolerance: float, max_rounds: int) -> Iterator[Iterate]:
         """The iterates of gossip-only rounds, until the agents agree (see `Agreement`); the last one has
         scores. None at all where nobody talks or models are always equal."""
-        agreement = Agreement.of(self.topology, tolerance, 0 if centralised(self.algorithm) else max_rounds)
+        agreement = Agreement.of(self.topology, tolerance, 0 if self.algorithm.centralised else max_rounds)
         iterate = start
         while not agreement.done:
             round = iterate.round

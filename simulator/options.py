@@ -47,6 +47,13 @@ _SETTINGS = (
     click.option("--mu", type=float, help="Factor of the quasi-global buffer.  [beta]"),
     click.option("--weight-decay", type=float, help="Coupled weight decay.  [0]"),
     click.option("--local-steps", type=int, help="Gradient steps in a round.  [1]"),
+    click.option(
+        "--algorithm-option",
+        "algorithm_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Another hyper-parameter of the algorithm (docs/algorithms.md); repeatable.",
+    ),
     click.option("--rounds", type=int, help="Rounds of training.  [100]"),
     click.option("--eval-every", type=int, help="Rounds between evaluations; 0: at the end.  [0]"),
     click.option(
@@ -86,7 +93,9 @@ def read_settings(options: dict[str, Any], base: SimulationSettings | None = Non
         given["task"] = _absolute(given["task"], Path())
     if given["milestones"] is not None:
         given["milestones"] = [_number(part, "milestones") for part in given["milestones"].split(",")]
-    given["task_options"] = dict(map(_pair, given["task_options"])) or None
+    for table in ("task", "algorithm"):
+        pairs = given[f"{table}_options"]
+        given[f"{table}_options"] = dict(_pair(text, f"{table}-option") for text in pairs) or None
     return settings_from(given, base, where="command line")
 
 
@@ -95,10 +104,10 @@ def _absolute(task: str, folder: Path) -> str:
     return f"{(folder / source).resolve()}:{attribute}" if colon and source.endswith(".py") else task
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _pair(text: str, option: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"expected KEY=VALUE, found {text!r}", where="command line", key="task-option")
+        raise ConfigError(f"expected KEY=VALUE, found {text!r}", where="command line", key=option)
     return key, _number(value)
 
 

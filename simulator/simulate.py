@@ -11,7 +11,7 @@ from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Task
 from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
-from .engine import Iterate, Simulation, centralised
+from .engine import Iterate, Simulation
 from .gradients import Engine
 
 OPTIONS = {
@@ -33,6 +33,7 @@ OPTIONS = {
     "mu": "algorithm.mu",
     "weight_decay": "algorithm.weight_decay",
     "local_steps": "algorithm.local_steps",
+    "algorithm_options": "algorithm.options",
     "lr": "schedule.lr",
     "warmup_steps": "schedule.warmup_steps",
     "warmup_from": "schedule.warmup_from",
@@ -102,7 +103,7 @@ def make_tasks(
 def effective(settings: SimulationSettings) -> SimulationSettings:
     """The settings with what follows from others made explicit: a centralised method trains on a random
     equal split, as in the paper, unless a partition is asked for."""
-    if centralised(settings.algorithm.build()) and "partition" not in settings.task.model_fields_set:
+    if settings.algorithm.build().centralised and "partition" not in settings.task.model_fields_set:
         return settings.model_copy(update={"task": settings.task.model_copy(update={"partition": "iid"})})
     return settings
 

@@ -20,11 +20,13 @@ class Gradient:
     """Stochastic gradient of each agent's own loss at `x: [*agents, d]`.
 
     `step` is the local step within the round, so that two gradients of one step (sharpness-aware methods)
-    see the same mini-batch. Answer: one tensor shaped like x.
+    see the same mini-batch. With `full` it is the gradient over all of the agent's own samples. Answer: one
+    tensor shaped like x.
     """
 
     x: Tensor
     step: int = 0
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +52,9 @@ T = TypeVar("T")
 Program = Generator[Effect, Answer, T]
 
 
-def gradient(x: Tensor, step: int = 0) -> Program[Tensor]:
+def gradient(x: Tensor, step: int = 0, *, full: bool = False) -> Program[Tensor]:
     """``g = yield from gradient(x)``"""
-    (g,) = yield Gradient(x, step)
+    (g,) = yield Gradient(x, step, full)
     return g
 
 

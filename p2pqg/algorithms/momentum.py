@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms.base import Algorithm, Rate, State, axpy
-from p2pqg.algorithms.effects import Program, mean, mix
+from p2pqg.algorithms.base import Algorithm, Centralised, Rate, State, axpy, option
+from p2pqg.algorithms.effects import Program
 
 
 @dataclass(frozen=True, kw_only=True)
 class DSGD(Algorithm):
     """x' = sum_j w_ij (x_j - lr g_j)."""
+
+    source = "Lin et al. 2021, section 3.1"
 
     def init(self, x: Tensor) -> State:
         return {}
@@ -27,7 +29,7 @@ class DSGD(Algorithm):
         for step, lr in enumerate(lrs):
             g = yield from self.gradient(x, step)
             x = axpy(-lr, g, x)
-        x = yield from mix(x)
+        x = yield from self.exchange(x)
         return x, state
 
 
@@ -35,7 +37,7 @@ class DSGD(Algorithm):
 class Momentum(Algorithm):
     """Hyper-parameters of a method with a momentum factor `beta`, heavy-ball or Nesterov."""
 
-    beta: float = 0.9
+    beta: float = option(0.9, "momentum factor")
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class Momentum(Algorithm):
 class DSGDm(Momentum):
     """Local momentum, never mixed: m = beta m + g, x' = sum_j w_ij (x_j - lr m_j)."""
 
+    source = "Lin et al. 2021, Algorithm 1"
+
     def init(self, x: Tensor) -> State:
         return {"m": torch.zeros_like(x)}
 
@@ -60,27 +64,22 @@ class DSGDm(Momentum):
             g = yield from self.gradient(x, step)
             m = axpy(self.beta, m, g)
             x = axpy(-lr, self.direction(g, m), x)
-        x = yield from mix(x)
+        x = yield from self.exchange(x)
         return x, {"m": m}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDm(Momentum):
-    """Centralised SGD with momentum: every step uses the gradient averaged exactly over all agents.
+class SGD(Centralised, DSGD):
+    """Centralised: x' = x - lr mean_j g_j."""
 
-    The upper bound of the paper's tables ("SGDm-N (centralized)"). All agents hold the same model.
+    source = "the centralised baseline of Lin et al. 2021"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDm(Centralised, DSGDm):
+    """Centralised: m = beta m + mean_j g_j, x' = x - lr m.
+
+    The upper bound of the paper's tables ("SGDm-N (centralized)").
     """
 
-    needs_mean = True
-
-    def init(self, x: Tensor) -> State:
-        return {"m": torch.zeros_like(x)}
-
-    def round(self, x: Tensor, state: State, lrs: Sequence[Rate]) -> Program[tuple[Tensor, State]]:
-        m = state["m"]
-        for step, lr in enumerate(lrs):
-            g = yield from self.gradient(x, step)
-            g = yield from mean(g)
-            m = axpy(self.beta, m, g)
-            x = axpy(-lr, self.direction(g, m), x)
-        return x, {"m": m}
+    source = "Lin et al. 2021, tables 1, 3 and 5"

@@ -139,13 +139,14 @@ class Gossip:
         for edge in self._edges.values():
             edge.goodbye(reason)
 
-    def late(self, exchange: int) -> tuple[Contribution, ...]:
-        """Contributions to the given exchange of earlier rounds that were settled since; each is handed out
-        once."""
+    def late(self, exchange: int | None = None) -> tuple[Contribution, ...]:
+        """Contributions to the given exchange of earlier rounds (None: to any) that were settled since; each
+        is handed out once."""
         late = []
         for edge in self._edges.values():
-            late += [c for c in edge.late if c.position[1] == exchange]
-            edge.late = [c for c in edge.late if c.position[1] != exchange]
+            due = [c for c in edge.late if exchange is None or c.position[1] == exchange]
+            edge.late = [c for c in edge.late if c not in due]
+            late += due
         return tuple(late)
 
     def outputs(self) -> list[Output]:

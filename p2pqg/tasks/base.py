@@ -75,6 +75,23 @@ class Task(Protocol):
         """Score `x: [d]` on held-out data."""
 
 
+@runtime_checkable
+class FullGradient(Protocol):
+    """A task that also has gradients over all of its samples, which a few methods ask for."""
+
+    def full_gradient(self, x: Tensor, buffers: Buffers, step: int) -> Tensor:
+        """Gradient `[d]` at `x: [d]` of the mean loss over the own share; buffers stay as they are."""
+
+
+def with_full_gradient(task: Task) -> FullGradient:
+    """The task. Raises `ConfigError` if it has no `full_gradient`."""
+    if not isinstance(task, FullGradient):
+        raise ConfigError(
+            "this algorithm needs a task with `full_gradient`, found one without", key="algorithm.name"
+        )
+    return task
+
+
 @dataclass(frozen=True)
 class TaskContext:
     """What a task factory `make_task(context) -> Task` is told.

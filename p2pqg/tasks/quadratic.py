@@ -66,6 +66,10 @@ class QuadraticTask:
             g = g + self.noise * torch.randn(len(g), dtype=torch.float64, generator=random).to(g)
         return LocalGradient(g, loss, buffers)
 
+    def full_gradient(self, x: Tensor, buffers: Buffers, step: int) -> Tensor:
+        """Without the noise."""
+        return self.A @ (x - self.b)
+
     def evaluate(self, x: Tensor, buffers: Buffers) -> Evaluation:
         deviation = x - self.x_star
         return Evaluation(

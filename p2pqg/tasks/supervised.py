@@ -95,15 +95,19 @@ class SupervisedTask:
         return self.train[0][indices], self.train[1][indices]
 
     def gradient(self, x: Tensor, buffers: Buffers, step: int) -> LocalGradient:
-        self._load(x, buffers)
-        self.module.train()
-        inputs, targets = self.batch(step)
         with seeds.scoped(self.seed, "dropout", self.agent, step):
-            loss = self.loss(self.module(inputs), targets)
-        parameters = list(trainable(self.module).values())
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        g = torch.cat([part.reshape(-1) for part in parts])
-        return LocalGradient(g, loss.detach(), self._copy_of_buffers() if buffers else buffers)
+            g, loss = self._gradient(x, buffers, self.batch(step))
+        return LocalGradient(g, loss, self._copy_of_buffers() if buffers else buffers)
+
+    def full_gradient(self, x: Tensor, buffers: Buffers, step: int) -> Tensor:
+        """In pieces of `batch_size` samples, in the order of the share."""
+        total = torch.zeros_like(x)
+        pieces = zip(*(torch.split(part, self.batch_size) for part in self.train), strict=True)
+        with seeds.scoped(self.seed, "full dropout", self.agent, step):
+            for piece in pieces:
+                g, _ = self._gradient(x, buffers, piece)
+                total.add_(g, alpha=len(piece[0]) / self.samples)
+        return total
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, buffers: Buffers, chunk: int = 1000) -> Evaluation:
@@ -118,6 +122,16 @@ class SupervisedTask:
             if classified:
                 correct += int((outputs.argmax(-1) == wanted).sum())
         return Evaluation(total / len(inputs), correct / len(inputs) if classified else None, len(inputs))
+
+    def _gradient(self, x: Tensor, buffers: Buffers, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradient `[d]` and loss on one batch; the module's buffers are then those after it."""
+        self._load(x, buffers)
+        self.module.train()
+        inputs, targets = batch
+        loss = self.loss(self.module(inputs), targets)
+        parameters = list(trainable(self.module).values())
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts]), loss.detach()
 
     def _load(self, x: Tensor, buffers: Buffers) -> None:
         if self._x is None or self._x.dtype != x.dtype or self._x.device != x.device:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from p2pqg.agent import Agent
+from p2pqg.algorithms import build
 from p2pqg.config import AgentTable, NetworkFile, RunSettings, SimulationSettings, agent_names
 from p2pqg.security import issue
 from p2pqg.tasks import SupervisedTask, TaskContext, TaskFactory, quadratic
@@ -20,11 +21,12 @@ from p2pqg_simulator.swarm import free_ports
 
 
 def settings(algorithm: str, dtype: str = "float64") -> RunSettings:
+    steps = 2 if build(algorithm).multi_step else 1
     return RunSettings.model_validate(
         {
             "rounds": 8,
             "task": {"name": "quadratic", "dtype": dtype, "options": {"noise": 0.1}},
-            "algorithm": {"name": algorithm, "weight_decay": 1e-3, "local_steps": 2},
+            "algorithm": {"name": algorithm, "weight_decay": 1e-3, "local_steps": steps},
             "schedule": {"lr": 0.1},
             "finish": {"max_rounds": 4},
         }
@@ -86,6 +88,8 @@ def simulated(run: RunSettings, topology: str, n: int) -> Tensor:
         ("qg-dsgdm-n", "ring", 5),
         ("qg-dsgdm", "one-peer-exponential", 3),
         ("sgdm-n", "complete", 3),
+        ("dsgdm-n-gt", "ring", 3),
+        ("dsgdm-n-buffer-ring", "one-peer-exponential", 3),
     ],
 )
 def test_agents_equal_the_simulator(algorithm: str, topology: str, n: int) -> None:
@@ -104,7 +108,10 @@ def test_certificates_change_nothing_but_who_gets_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["dsgd", "dsgdm", "dsgdm-n", "qg-dsgdm", "qg-dsgdm-n"])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["dsgd", "dsgdm", "dsgdm-n", "qg-dsgdm", "qg-dsgdm-n", "dsgdm-n-gt", "dsgdm-n-buffer-ring"],
+)
 @pytest.mark.parametrize(
     ("topology", "n"),
     [(t, n) for t in ("ring", "complete", "star", "one-peer-exponential") for n in (2, 3, 5, 7, 9)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from p2pqg.agent import Agent
-from p2pqg.algorithms import ALGORITHMS
+from p2pqg.algorithms import ALGORITHMS, build
 from p2pqg.config import AgentTable, RunSettings
 from p2pqg.errors import ConfigError
 from p2pqg.home import Home
@@ -28,7 +28,7 @@ def settings(algorithm: str = "qg-dsgdm-n", **changes: Any) -> RunSettings:
         "rounds": 9,
         "eval_every": 3,
         "task": {"name": "digits", "alpha": 0.1, "options": {"width": 2}},
-        "algorithm": {"name": algorithm, "local_steps": 2},
+        "algorithm": {"name": algorithm, "local_steps": 2 if build(algorithm).multi_step else 1},
         "schedule": {"lr": 0.05, "milestones": [12]},
         "finish": {"max_rounds": 3},
     }
@@ -60,7 +60,14 @@ def run(homes: Path, settings: RunSettings, stop_after: int | None = None, seed:
     return agents
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+FEW = ("dsgd", "qg-dsgdm-n", "qg-dadam", "dsgdm-n-gt", "d2-plus", "slowmo")
+"""Each keeps something else: nothing, a buffer, counters, several vectors."""
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name not in FEW)],
+)
 def test_a_stopped_network_resumes_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", settings(algorithm))
     stopped = run(tmp_path / "parts", settings(algorithm), stop_after=4)

@@ -84,7 +84,17 @@ def round_of_single_agents(
 
 
 def built(name: str) -> Algorithm:
-    return algorithms.build(name, weight_decay=0.01, local_steps=2)
+    """With two local steps where a method has several, and every period within three rounds."""
+    takes = algorithms.hyper_parameters(name)
+    steps = 2 if algorithms.build(name).multi_step else 1
+    return algorithms.build(
+        name, weight_decay=0.01, local_steps=steps, **({"tau": 2} if "tau" in takes else {})
+    )
+
+
+def rates(algorithm: Algorithm) -> list[tuple[float, ...]]:
+    """Of three rounds."""
+    return [lrs[: algorithm.local_steps] for lrs in RATES]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,7 +107,7 @@ def test_stacked_agents_are_single_agents_bit_for_bit(name: str, dtype: torch.dt
     runs_state = [algorithm.init(run) for run in runs_x]
     agents_x = [[start[r, i] for i in range(N)] for r in range(RUNS)]
     agents_state = [[algorithm.init(agent) for agent in run] for run in agents_x]
-    for lrs in RATES:
+    for lrs in rates(algorithm):
         x, state = drive(algorithm.round(x, state, lrs), answer_stacked)
         for r in range(RUNS):
             runs_x[r], runs_state[r] = drive(
@@ -121,14 +131,14 @@ def test_runs_may_differ_in_their_rates(name: str) -> None:
     start = torch.randn(RUNS, N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     scale = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
     x, state = start, algorithm.init(start)
-    for lrs in RATES:
-        rates = [lr * scale[:, None, None] for lr in lrs]
-        x, state = drive(algorithm.round(x, state, rates), answer_stacked)
+    for lrs in rates(algorithm):
+        each = [lr * scale[:, None, None] for lr in lrs]
+        x, state = drive(algorithm.round(x, state, each), answer_stacked)
     for r in range(RUNS):
         one, one_state = start[r], algorithm.init(start[r])
-        for lrs in RATES:
-            rates = [lr * float(scale[r]) for lr in lrs]
-            one, one_state = drive(algorithm.round(one, one_state, rates), answer_stacked)
+        for lrs in rates(algorithm):
+            own = [lr * float(scale[r]) for lr in lrs]
+            one, one_state = drive(algorithm.round(one, one_state, own), answer_stacked)
         torch.testing.assert_close(x[r], one, rtol=0, atol=1e-13)
 
 
@@ -137,35 +147,60 @@ def test_a_round_leaves_its_inputs_as_they_were(name: str) -> None:
     """Between rounds everything is in x and state: the same inputs give the same round again."""
     algorithm = built(name)
     start = torch.randn(N, D, generator=torch.Generator().manual_seed(3))
-    x, state = drive(algorithm.round(start, algorithm.init(start), RATES[0]), answer_stacked)
+    first_lrs, lrs, _ = rates(algorithm)
+    x, state = drive(algorithm.round(start, algorithm.init(start), first_lrs), answer_stacked)
     kept_x, kept_state = x.clone(), {key: value.clone() for key, value in state.items()}
-    first, first_state = drive(algorithm.round(x, state, RATES[1]), answer_stacked)
+    first, first_state = drive(algorithm.round(x, state, lrs), answer_stacked)
     assert torch.equal(x, kept_x)
     assert all(torch.equal(state[key], kept_state[key]) for key in state)
-    second, second_state = drive(algorithm.round(kept_x, kept_state, RATES[1]), answer_stacked)
+    second, second_state = drive(algorithm.round(kept_x, kept_state, lrs), answer_stacked)
     assert torch.equal(first, second)
     assert all(torch.equal(first_state[key], second_state[key]) for key in first_state)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_requests_of_a_round(name: str) -> None:
-    """One gradient a local step, each of its own mini-batch; the declared number of messages, once."""
+    """One gradient a local step, each of its own mini-batch; as many vectors in an exchange as declared;
+    nothing undeclared."""
     algorithm = built(name)
-    requests: list[Effect] = []
+    start = torch.randn(N, D, generator=torch.Generator().manual_seed(3))
+    x, state = start, algorithm.init(start)
+    most, means = 0, 0
+    for lrs in rates(algorithm):
+        requests: list[Effect] = []
+
+        def record(effect: Effect, requests: list[Effect] = requests) -> Answer:
+            requests.append(effect)
+            return answer_stacked(effect)
+
+        before, (x, state) = x, drive(algorithm.round(x, state, lrs), record)
+        steps = [effect.step for effect in requests if isinstance(effect, Gradient) and not effect.full]
+        assert steps == list(range(algorithm.local_steps))
+        full = [effect.x for effect in requests if isinstance(effect, Gradient) and effect.full]
+        assert all(at is before for at in full)
+        assert bool(full) == algorithm.needs_full_gradient
+        exchanges = [effect for effect in requests if not isinstance(effect, Gradient)]
+        most = max(most, *(len(effect.vectors) for effect in exchanges))
+        means += sum(isinstance(effect, Mean) for effect in exchanges)
+    assert most == algorithm.messages
+    assert bool(means) == algorithm.needs_mean
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_model_is_exchanged_where_it_is_said_to_be(name: str) -> None:
+    """With hardly a learning rate the model hardly moves; gradients and buffers are elsewhere."""
+    algorithm = built(name)
+    start = torch.randn(N, D, generator=torch.Generator().manual_seed(3))
+    exchanged: list[Tensor] = []
 
     def record(effect: Effect) -> Answer:
-        requests.append(effect)
+        if not isinstance(effect, Gradient):
+            exchanged.append(effect.vectors[0])
         return answer_stacked(effect)
 
-    x = torch.ones(N, D)
-    drive(algorithm.round(x, algorithm.init(x), RATES[0]), record)
-    assert [effect.step for effect in requests if isinstance(effect, Gradient)] == [0, 1]
-    mixes = [effect for effect in requests if isinstance(effect, Mix)]
-    means = [effect for effect in requests if isinstance(effect, Mean)]
-    assert bool(means) == algorithm.needs_mean
-    if not algorithm.needs_mean:
-        assert [len(effect.vectors) for effect in mixes] == [algorithm.messages]
-        assert requests[-1] is mixes[-1]
+    drive(algorithm.round(start, algorithm.init(start), (1e-6,) * algorithm.local_steps), record)
+    models = [bool((v - start).norm() < 1e-3 * start.norm()) for v in exchanged]
+    assert (models.index(True) if any(models) else None) == algorithm.model_exchange
 
 
 @pytest.mark.parametrize(
@@ -182,7 +217,23 @@ def test_requests_of_a_round(name: str) -> None:
         ("sgd", {"beta": 0.5}, "algorithm", "found beta"),
         ("dsgdm", {"mu": 0.5}, "algorithm", "found mu"),
         ("dsgdm-n", {"nesterov": False}, "algorithm", "found nesterov"),
-        ("adam", {}, "algorithm.name", "qg-dsgdm-n.*found 'adam'"),
+        ("lion", {}, "algorithm.name", "qg-dsgdm-n.*found 'lion'"),
+        ("qg-dsgdm", {"tau": 0}, "algorithm.tau", "1 or more, found 0"),
+        ("qg-dsgdm", {"tau": 2.5}, "algorithm.tau", "expected int, found 2.5"),
+        ("qg-dsgdm", {"mu": "0.9"}, "algorithm.mu", "expected float, found '0.9'"),
+        ("qg-dsgdm", {"tau": True}, "algorithm.tau", "expected int, found True"),
+        ("qg-dsgdm-n", {"form": "v2"}, "algorithm.form", "released or printed, found v2"),
+        ("qg-dadam", {"form": "v1"}, "algorithm.form", "released or printed or v2, found v1"),
+        ("dadam", {"beta2": 1.0}, "algorithm.beta2", "found 1.0"),
+        ("dadam", {"eps": 0.0}, "algorithm.eps", "a positive number, found 0.0"),
+        ("slowmo", {"slow_beta": 1.0}, "algorithm.slow_beta", "found 1.0"),
+        ("slowmo", {"slow_lr": 0.0}, "algorithm.slow_lr", "found 0.0"),
+        ("dsgdm-buffer-ring", {"step_with": "both"}, "algorithm.step_with", "mixed or own, found both"),
+        ("dmsgd-option-1", {"mu": 1.5}, "algorithm.mu", "found 1.5"),
+        ("dmsgd-option-1", {"option": 2}, "algorithm", "found option"),
+        ("dsgd-gt", {"beta": 0.9}, "algorithm", "found beta"),
+        ("qhm", {"nu": -0.1}, "algorithm.nu", "found -0.1"),
+        ("mimelite", {"beta": 1}, "algorithm.beta", "found 1"),
     ],
 )
 def test_bad_settings_are_refused_by_key(
@@ -205,6 +256,8 @@ def test_description_is_what_a_network_must_agree_on() -> None:
         "beta": "0.8",
         "nesterov": "True",
         "mu": "0.8",
+        "tau": "1",
+        "form": "released",
     }
     assert algorithms.build("qg-dsgdm-n", beta=0.8, mu=0.8, local_steps=3).describe() == described
     assert algorithms.build("dsgdm", beta=0).describe() == algorithms.build("dsgdm", beta=0.0).describe()

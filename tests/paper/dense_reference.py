@@ -14,19 +14,25 @@ Array = NDArray[np.float64]
 
 
 class Quadratics:
-    """Heterogeneous quadratics of n agents in d dimensions, and a common start."""
+    """Heterogeneous quadratics of n agents in d dimensions, and a common start; `sigma` is the standard
+    deviation of the noise that mini-batches bring."""
 
-    def __init__(self, n: int, d: int = 7, seed: int = 0) -> None:
+    def __init__(self, n: int, d: int = 7, seed: int = 0, sigma: float = 0.0) -> None:
         random = np.random.default_rng(seed)
         half = random.normal(size=(n, d, d))
         self.A: Array = half @ half.transpose(0, 2, 1) / d + 0.1 * np.eye(d)
         self.b: Array = 3 * random.normal(size=(n, d))
         self.start: Array = np.tile(random.normal(size=d), (n, 1))
+        self.sigma = sigma
 
     def gradient(self, i: int, x: Array) -> Array:
         """Of f_i at x: [d]."""
         g: Array = self.A[i] @ (x - self.b[i])
         return g
+
+    def noise(self, t: int, step: int) -> Array:
+        """Of the mini-batches of a local step of round t, `[n, d]`."""
+        return self.sigma * np.random.default_rng([t, step]).normal(size=self.b.shape)
 
 
 def ring(n: int) -> Array:

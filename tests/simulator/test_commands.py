@@ -42,12 +42,13 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     file.write_text('agents = 3\nrounds = 4\n[task]\nname = "quadratic"\n[schedule]\nlr = 0.02\n')
     out = str(tmp_path / "out")
     invoke("simulate", "--config", str(file), "--rounds", "2", "--milestones", "1", "--task-option", "d=6",
-           "--out", out)  # fmt: skip
+           "--algorithm-option", "tau=3", "--out", out)  # fmt: skip
     settings = RunFolder(Path(out)).load_summary()["settings"]
     assert settings["agents"] == 3
     assert settings["rounds"] == 2
     assert settings["schedule"]["lr"] == 0.02
     assert settings["schedule"]["milestones"] == [1]
+    assert settings["algorithm"]["options"] == {"tau": 3}
     assert settings["task"]["options"] == {"d": 6}
 
 
@@ -70,7 +71,10 @@ def test_an_own_task_is_found_from_the_file_and_from_anywhere_after(
         (("--lr", "0"), r"command line: schedule\.lr: expected a positive number, found 0"),
         (("-n", "0"), r"command line: agents: expected greater than or equal to 1, found 0"),
         (("--topology", "social"), r"social expects exactly 32 agents"),
-        (("--algorithm", "adam"), r"algorithm\.name: expected one of dsgd"),
+        (("--algorithm", "lion"), r"algorithm\.name: expected one of dsgd"),
+        (("--algorithm-option", "tau"), r"algorithm-option: expected KEY=VALUE, found 'tau'"),
+        (("--algorithm-option", "tau=0"), r"algorithm\.tau: expected 1 or more, found 0"),
+        (("--algorithm-option", "beta=0.5"), r"algorithm\.options\.beta: expected this in \[algorithm\]"),
         (("--algorithm", "dsgd", "--beta", "0.5"), r"dsgd takes .*found beta"),
         (("--milestones", "soon"), r"milestones: expected a whole number, found 'soon'"),
         (("--task-option", "d"), r"task-option: expected KEY=VALUE, found 'd'"),

@@ -19,7 +19,9 @@ from p2pqg_simulator import Iterate, Simulation, consensus_distance
 
 
 def simulation(tasks, graph="ring", algorithm="qg-dsgdm-n", lr=0.05, **options) -> Simulation:
-    hyper = {key: options.pop(key) for key in ("local_steps", "beta", "weight_decay") if key in options}
+    hyper = {
+        key: options.pop(key) for key in ("local_steps", "beta", "weight_decay", "tau") if key in options
+    }
     return Simulation(
         tasks,
         topology.build(graph, len(tasks)),
@@ -196,3 +198,48 @@ def test_tasks_must_fit_the_topology_and_each_other() -> None:
         Simulation(quadratics(3), topology.build("ring", 4), algorithms.build("dsgd"), constant(0.1))
     with pytest.raises(ConfigError, match="same model"):
         simulation([*quadratics(3), *supervised([5])], "ring", "dsgd")
+
+
+def test_an_exact_average_of_a_network_counts_as_an_exchange() -> None:
+    d = 10 * 8
+    slow = trained(simulation(quadratics(4), "star", "slowmo", tau=2), 4)  # averages in rounds 0 and 2
+    assert slow.sent.tolist() == [6 * 3 * d] + [6 * d] * 3
+    mimelite = trained(simulation(quadratics(4), "star", "mimelite"), 3)  # two vectors over every edge
+    assert mimelite.sent.tolist() == [3 * 2 * 3 * d] + [3 * 2 * d] * 3
+
+
+def test_mimelite_uses_gradients_on_all_own_samples() -> None:
+    """Without momentum from before: x' = x - lr (1 - beta) mean g on mini-batches, s = (1 - beta) mean g on
+    all samples, of which the last mini-batch has fewer than the others."""
+    tasks = supervised([21, 8], batch_size=8)
+    federated = simulation(tasks, "star", "mimelite", beta=0.5, weight_decay=0.1, local_steps=2)
+    start = federated.start(0)
+    after = federated.advance(start)
+    model = tasks[0].make_module()
+    full = []
+    for task in tasks:
+        model.load_state_dict(task.spec.views(start.x[0]))
+        model.zero_grad()
+        nn.functional.cross_entropy(model(task.train[0]), task.train[1]).backward()
+        full.append(torch.cat([p.grad.flatten() for p in model.parameters()]) + 0.1 * start.x[0])
+    torch.testing.assert_close(after.state["s"][1], torch.stack(full).mean(0) / 2, rtol=0, atol=1e-12)
+
+
+def test_a_task_without_full_gradients_is_refused() -> None:
+    class Bare:
+        def __init__(self, task) -> None:
+            for name in (
+                "spec",
+                "samples",
+                "total_samples",
+                "steps_per_epoch",
+                "init",
+                "buffers",
+                "gradient",
+            ):
+                setattr(self, name, getattr(task, name))
+
+    bare = [Bare(task) for task in quadratics(2)]
+    with pytest.raises(ConfigError, match="needs a task with `full_gradient`"):
+        simulation(bare, "star", "mimelite")
+    simulation(bare, "star", "dsgd").start(0)

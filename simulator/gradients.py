@@ -79,9 +79,12 @@ class Vmap:
         first = own[0]
         if any(task.spec != first.spec for task in own):
             raise _unfit("the same model on every agent")
+        if any(task.transform != first.transform for task in own):
+            raise _unfit("the same transform on every agent")
         if any(task.buffers() for task in own):
             raise _unfit("a model without buffers")
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
+        self.transform = first.transform
         self._batched = vmap(grad_and_value(self._sample_loss))
         self._inputs, self._targets, self._firsts = _pool(own)
         self._compare()
@@ -92,7 +95,7 @@ class Vmap:
         for i, own in enumerate(indices):
             sizes[len(own)].append(i)
         if len(sizes) == 1:
-            return self._pass(x, torch.stack(indices) + self._firsts[:, None])
+            return self._pass(x, range(len(x)), torch.stack(indices) + self._firsts[:, None], step)
         g = torch.empty_like(x)
         losses = torch.empty(len(x), dtype=x.dtype, device=x.device)
         for agents in sizes.values():
@@ -102,16 +105,19 @@ class Vmap:
                     g[i], losses[i] = local.g, local.loss
             else:
                 samples = torch.stack([indices[i] for i in agents]) + self._firsts[agents, None]
-                g[agents], losses[agents] = self._pass(x[agents], samples)
+                g[agents], losses[agents] = self._pass(x[agents], agents, samples, step)
         return g, losses
 
-    def _pass(self, x: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients and losses of `x: [k, d]` on the samples `[k, b]` of the pool."""
+    def _pass(
+        self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients and losses of `x: [k, d]` of some agents on their samples `[k, b]` of the pool."""
         samples = samples.to(self._inputs.device)
-        inputs, targets = (
-            pool.index_select(0, samples.view(-1)).view(*samples.shape, *pool.shape[1:])
-            for pool in (self._inputs, self._targets)
-        )
+        flat = samples.view(-1)
+        inputs, targets = self._inputs.index_select(0, flat), self._targets.index_select(0, flat)
+        if self.transform is not None:
+            inputs = self.transform(inputs, torch.cat([self.tasks[i].choices(step) for i in agents]))
+        inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
         g, losses = self._batched(self.spec.views(x.detach()), inputs, targets)
         return self.spec.flatten(g), losses

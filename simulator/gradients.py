@@ -108,9 +108,7 @@ class Vmap:
                 g[agents], losses[agents] = self._pass(x[agents], agents, samples, step)
         return g, losses
 
-    def _pass(
-        self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int
-    ) -> tuple[Tensor, Tensor]:
+    def _pass(self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Gradients and losses of `x: [k, d]` of some agents on their samples `[k, b]` of the pool."""
         samples = samples.to(self._inputs.device)
         flat = samples.view(-1)

@@ -43,8 +43,9 @@ class SupervisedTask:
     ``(seed, "dropout", agent, t)``. `total_samples` is needed for ``weighting = "samples"`` only.
 
     Samples are kept as they are given (bytes, say) and go through `transform`, if there is one, batch by
-    batch; its choices in step t are drawn from ``(seed, "augment", agent, t)``. Scoring takes the test samples
-    in their order, `test_batch_size` at once, which matters to models that look at a whole mini-batch only.
+    batch; its choices in step t are drawn from ``(seed, "augment", agent, t)``. Scoring takes the test
+    samples in their order, `test_batch_size` at once: that matters only to models whose scores depend on the
+    other samples of a batch.
 
     `loss` is a mean over the mini-batch. Accuracy is reported for scores `[samples, classes]` against class
     numbers `[samples]`.

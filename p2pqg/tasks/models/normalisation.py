@@ -54,10 +54,12 @@ class EvoNormS0(Affine):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        variance = x.unflatten(1, (self.groups, -1)).var(dim=(2, 3, 4))  # [b, groups]
         members = len(self.weight) // self.groups
-        scale = (variance + EPS).rsqrt()[..., None].expand(-1, -1, members).flatten(1) * self.weight
-        return nn.functional.silu(x) * scale[..., None, None] + self.bias[:, None, None]
+        groups = x.reshape(len(x), self.groups, members, *x.shape[2:])
+        factor = (groups.var(dim=(2, 3, 4)) + EPS).rsqrt()  # [b, groups]
+        scale = factor[..., None].expand(-1, -1, members).flatten(1) * self.weight
+        y: Tensor = nn.functional.silu(x) * scale[..., None, None] + self.bias[:, None, None]
+        return y
 
 
 class Norm(NamedTuple):

@@ -85,9 +85,10 @@ def _batch(
             f"expected one target for each input, found inputs {inputs.shape} and targets {targets.shape}",
         )
     whole = np.issubdtype(targets.dtype, np.integer)
+    fraction = dtype if dtype.is_floating_point else torch.float32
     return (
         _tensor(path, "inputs", inputs, dtype),
-        _tensor(path, "targets", targets, torch.int64 if whole else dtype),
+        _tensor(path, "targets", targets, torch.int64 if whole else fraction),
     )
 
 

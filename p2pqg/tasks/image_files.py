@@ -106,8 +106,8 @@ def read_class_folders(path: Path, shape: Shape, classes: int) -> CommonData:
     since they lie sorted by class and some models look at a whole mini-batch.
 
     Decoding takes a second for some 7,000 small pictures, so the result is kept in the user's cache folder
-    (``$XDG_CACHE_HOME/p2pqg`` or ``~/.cache/p2pqg``, as large as the pixels are) and mapped from there as
-    long as the pictures stay what they are; where that folder cannot be written, they are decoded each time.
+    (``~/.cache/p2pqg/images``, or where ``XDG_CACHE_HOME`` says; as large as the pixels are) and mapped from
+    there until a picture changes. Where that folder cannot be written, they are decoded each time.
 
     Raises `ConfigError`, naming the picture, if it cannot be decoded or is not of `shape`, and if there are
     not `classes` classes, the same in train and test.
@@ -139,11 +139,11 @@ def is_class_folders(path: Path) -> bool:
 
 def cache_folder() -> Path:
     """Where decoded pictures are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pqg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pqg/images"
 
 
 def _decode(path: Path, pictures: Iterable[tuple[str, bytes]], shape: Shape, classes: int) -> CommonData:
-    """Pictures ``(split/class/name, content)`` to arrays, in the order of their names, the test part mixed."""
+    """Pictures ``(split/class/name, content)`` to arrays in the order of their names, the test part mixed."""
     decoded: dict[str, list[tuple[str, str, Pixels]]] = {TRAIN: [], TEST: []}
     for name, content in pictures:
         split, label, picture = PurePosixPath(name).parts[-3:]

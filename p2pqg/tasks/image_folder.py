@@ -107,10 +107,8 @@ class PictureTransform:
 
     def _draw_crop(self, file: int, seed: int) -> Crop:
         random_crop = optional("torchvision.transforms", "vision").RandomResizedCrop
-        with (
-            self._open(file) as image,
-            seeds.scoped(seed, "crop"),
-        ):  # torchvision draws from torch's generator
+        # torchvision draws from torch's global generator, so all is drawn here and not in a thread.
+        with self._open(file) as image, seeds.scoped(seed, "crop"):
             top, left, height, width = random_crop.get_params(image, SCALE, RATIO)
             return top, left, height, width, bool(torch.rand(()) < 0.5)
 

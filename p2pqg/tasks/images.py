@@ -17,6 +17,7 @@ from p2pqg.errors import ConfigError
 from p2pqg.tasks.augmentation import Augmentation, ImageTransform
 from p2pqg.tasks.base import TaskContext
 from p2pqg.tasks.common_data import SUBSETS, CommonData, own_share
+from p2pqg.tasks.extras import optional
 from p2pqg.tasks.image_files import (
     Shape,
     is_class_folders,
@@ -94,6 +95,7 @@ def imagenet(context: TaskContext) -> SupervisedTask:
         raise ConfigError(
             f"expected 1 or more, found {chosen['decoding_threads']}", key="task.options.decoding_threads"
         )
+    optional("torchvision.transforms", "vision")  # missed now rather than at the first mini-batch
     folder = list_pictures(_path(context, "a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG"))
     transform = _picture_transform(folder, context.dtype, chosen["augment"], chosen["decoding_threads"])
     return _task(context, chosen, folder.data, folder.classes, (3, SIDE, SIDE), transform)

@@ -308,10 +308,11 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("torchvision.datasets", "torchvision"):
+    for module in ("torchvision.datasets", "torchvision.transforms", "torchvision"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=r"needs torchvision.* pip install 'p2pqg\[vision\]'"):
-        task("cifar10", tmp_path)
+    for name in ("cifar10", "imagenet"):
+        with pytest.raises(ConfigError, match=r"needs torchvision.* pip install 'p2pqg\[vision\]'"):
+            task(name, tmp_path)
 
 
 def test_libraries_of_extras_are_imported_when_they_are_used_only() -> None:

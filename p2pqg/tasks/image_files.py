@@ -12,12 +12,14 @@ import os
 import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from p2pqg.errors import ConfigError, StorageError
@@ -34,6 +36,7 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 TRAIN, TEST = "train", "test"
 IMAGENET32_BATCHES = 10
+PARTS = tuple(field.name for field in fields(CommonData))
 
 
 def read_torchvision_cifar(path: Path, classes: int, *, download: bool) -> CommonData:
@@ -112,21 +115,14 @@ def read_class_folders(path: Path, shape: Shape, classes: int) -> CommonData:
     Raises `ConfigError`, naming the picture, if it cannot be decoded or is not of `shape`, and if there are
     not `classes` classes, the same in train and test.
     """
-    archive = path.is_file()
-    cache = cache_folder() / _fingerprint(path, shape)
-    names = [field.name for field in fields(CommonData)]
-    try:
-        return CommonData(*(np.load(cache / f"{name}.npy", mmap_mode="r") for name in names))
-    except (OSError, ValueError):  # not there yet, or cut off
-        images = _decode(path, _archived(path) if archive else _in_folder(path), shape, classes)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            content = io.BytesIO()
-            np.save(content, getattr(images, name))
-            write_atomically(cache / f"{name}.npy", content.getvalue())
-    except (OSError, StorageError):
-        pass
+    cache = cache_folder() / _fingerprint(path, shape, classes)
+    with _alone(cache) as writable:
+        kept = _mapped(cache)
+        if kept is not None:
+            return kept
+        images = _decode(path, _archived(path) if path.is_file() else _in_folder(path), shape, classes)
+        if writable:
+            _keep(cache, images)
     return images
 
 
@@ -140,6 +136,41 @@ def is_class_folders(path: Path) -> bool:
 def cache_folder() -> Path:
     """Where decoded pictures are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pqg/images"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether `folder` can be written. If so, no other process gets here until the block ends, so that
+    agents started together decode once."""
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _mapped(folder: Path) -> CommonData | None:
+    """What `_keep` left, if it is all there."""
+    try:
+        return CommonData(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS))
+    except (OSError, ValueError):  # absent, or cut off
+        return None
+
+
+def _keep(folder: Path, images: CommonData) -> None:
+    for name in PARTS:
+        content = io.BytesIO()
+        np.save(content, getattr(images, name))
+        try:
+            write_atomically(folder / f"{name}.npy", content.getvalue())
+        except StorageError:  # a full disk: then without
+            return
 
 
 def _decode(path: Path, pictures: Iterable[tuple[str, bytes]], shape: Shape, classes: int) -> CommonData:
@@ -206,10 +237,10 @@ def _is_picture(name: str) -> bool:
     return len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and parts[-1].lower().endswith(PICTURES)
 
 
-def _fingerprint(path: Path, shape: Shape) -> str:
-    """Changes when the archive or any picture does."""
+def _fingerprint(path: Path, shape: Shape, classes: int) -> str:
+    """Changes when the archive, any picture or what is expected does."""
     files = [path] if path.is_file() else _picture_files(path)
-    digest = hashlib.blake2b(f"1|{path.resolve()}|{shape}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"1|{path.resolve()}|{shape}|{classes}".encode(), digest_size=16)
     for file in files:
         status = file.stat()
         digest.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())

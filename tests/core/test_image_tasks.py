@@ -7,7 +7,9 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,29 @@ def test_decoded_pictures_are_kept_until_they_change(tmp_path: Path, cache: Path
     assert len(list(cache.iterdir())) == 1
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "train" / "a" / "0000.png")
     assert (read_once(files.read_class_folders, folder, SHAPE, 10)[0][0] == 0).all()
+
+
+def test_kept_pictures_are_checked_like_others(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "pictures")
+    files.read_class_folders(folder, SHAPE, 10)
+    with pytest.raises(ConfigError, match="expected 100 folders of pictures"):
+        files.read_class_folders(folder, SHAPE, 100)
+
+
+def test_agents_that_start_together_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = class_folders(tmp_path / "pictures")
+    decoded, original = [], files._decode
+
+    def slow(*arguments: Any) -> Any:
+        decoded.append(arguments)
+        time.sleep(0.2)
+        return original(*arguments)
+
+    monkeypatch.setattr(files, "_decode", slow)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: read_once(files.read_class_folders, folder, SHAPE, 10), range(4)))
+    assert len(decoded) == 1
+    assert all(np.array_equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
 def test_a_cut_off_cache_is_decoded_again(tmp_path: Path, cache: Path) -> None:

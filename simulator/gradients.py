@@ -80,9 +80,12 @@ class Vmap:
         first = own[0]
         if any(task.spec != first.spec for task in own):
             raise _unfit("the same model on every agent")
+        if any(task.transform != first.transform for task in own):
+            raise _unfit("the same transform on every agent")
         if any(task.buffers() for task in own):
             raise _unfit("a model without buffers")
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
+        self.transform = first.transform
         self._losses = vmap(self._mean_loss)
         self._inputs, self._targets, self._firsts = _pool(own)
         # Shares and mini-batches of one size: the order of an epoch is then one matrix for all agents.
@@ -92,7 +95,7 @@ class Vmap:
 
     def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
         if self._alike:
-            return self._pass(x, self._samples(step))
+            return self._pass(x, range(len(x)), self._samples(step), step)
         indices = [task.batch_indices(step) for task in self.tasks]
         sizes = defaultdict(list)
         for i, own in enumerate(indices):
@@ -106,7 +109,7 @@ class Vmap:
                     g[i], losses[i] = local.g, local.loss
             else:
                 samples = torch.stack([indices[i] for i in agents]) + self._firsts[agents, None]
-                g[agents], losses[agents] = self._pass(x[agents], samples)
+                g[agents], losses[agents] = self._pass(x[agents], agents, samples, step)
         return g, losses
 
     def _samples(self, step: int) -> Tensor:
@@ -119,13 +122,14 @@ class Vmap:
     def _shuffled(self, epoch: int) -> Tensor:
         return torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
 
-    def _pass(self, x: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients and losses of `x: [k, d]` on the samples `[k, b]` of the pool."""
+    def _pass(self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Gradients and losses of `x: [k, d]` of some agents on their samples `[k, b]` of the pool."""
         samples = samples.to(self._inputs.device)
-        inputs, targets = (
-            pool.index_select(0, samples.reshape(-1)).view(*samples.shape, *pool.shape[1:])
-            for pool in (self._inputs, self._targets)
-        )
+        flat = samples.reshape(-1)
+        inputs, targets = self._inputs.index_select(0, flat), self._targets.index_select(0, flat)
+        if self.transform is not None:
+            inputs = self.transform(inputs, torch.cat([self.tasks[i].choices(step) for i in agents]))
+        inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
         leaves = x.detach().requires_grad_()
         losses = self._losses(self.spec.views(leaves), inputs, targets)

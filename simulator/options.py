@@ -12,6 +12,7 @@ from p2pqg import config
 from p2pqg.algorithms import ALGORITHMS
 from p2pqg.config import SimulationSettings
 from p2pqg.errors import ConfigError
+from p2pqg.tasks import TASKS
 from p2pqg.tasks.partition import PARTITIONS
 from p2pqg.topology import TOPOLOGIES
 
@@ -23,7 +24,7 @@ _SETTINGS = (
     click.option("-n", "--agents", type=int, help="Number of agents.  [8]"),
     click.option("--topology", help=f"{', '.join(TOPOLOGIES)}, or edges:FILE.  [ring]"),
     click.option("--algorithm", help=f"{', '.join(ALGORITHMS)}.  [qg-dsgdm-n]"),
-    click.option("--task", help="digits, quadratic, my_module:make_task or file.py:make_task.  [digits]"),
+    click.option("--task", help=f"{', '.join(TASKS)}, my_module:make_task or file.py:make_task.  [digits]"),
     click.option(
         "--task-option",
         "task_options",

@@ -4,7 +4,7 @@ from p2pqg.tasks.base import Buffers, Evaluation, LocalGradient, Task, TaskConte
 from p2pqg.tasks.files import load_csv, load_npz
 from p2pqg.tasks.partition import PARTITIONS, partition
 from p2pqg.tasks.registry import TASKS, TaskFactory, load_task_factory
-from p2pqg.tasks.supervised import Batch, SupervisedTask
+from p2pqg.tasks.supervised import Batch, SupervisedTask, Transform
 
 __all__ = [
     "PARTITIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskFactory",
+    "Transform",
     "load_csv",
     "load_npz",
     "load_task_factory",

@@ -23,7 +23,8 @@ def load_npz(
     """The arrays of two names in a numpy archive: inputs `[samples, ...]` and targets `[samples, ...]`.
 
     Raises `ConfigError`, naming the file, if it cannot be read, lacks one of the names, or if an array is
-    not numeric, not finite or of another length than the other.
+    not numeric, not finite or of another length than the other, or if bytes are asked for and inputs are
+    anything else.
     """
     try:
         with _existing(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -84,15 +85,18 @@ def _batch(
             f"expected one target for each input, found inputs {inputs.shape} and targets {targets.shape}",
         )
     whole = np.issubdtype(targets.dtype, np.integer)
+    fraction = dtype if dtype.is_floating_point else torch.float32
     return (
         _tensor(path, "inputs", inputs, dtype),
-        _tensor(path, "targets", targets, torch.int64 if whole else dtype),
+        _tensor(path, "targets", targets, torch.int64 if whole else fraction),
     )
 
 
 def _tensor(path: str | Path, name: str, array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
         raise _wrong(path, f"expected {name} of a numeric type, found {array.dtype}")
+    if dtype == torch.uint8 and array.dtype != np.uint8:
+        raise _wrong(path, f"expected {name} of type uint8, found {array.dtype}")
     if not np.isfinite(array).all():
         raise _wrong(path, f"expected finite {name}, found infinity or not-a-number")
     return torch.tensor(array.astype(np.float64) if array.dtype.kind == "f" else array).to(dtype)

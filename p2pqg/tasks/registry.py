@@ -13,12 +13,16 @@ from types import ModuleType
 from p2pqg.errors import ConfigError, P2PQGError
 from p2pqg.tasks import digits, quadratic
 from p2pqg.tasks.base import Task, TaskContext
+from p2pqg.tasks.images import IMAGE_TASKS
+from p2pqg.tasks.text import TEXT_TASKS
 
 TaskFactory = Callable[[TaskContext], Task]
 
 TASKS: dict[str, TaskFactory] = {
     "digits": digits.make_task,
     "quadratic": quadratic.make_task,
+    **IMAGE_TASKS,
+    **TEXT_TASKS,
 }
 """Ready-made tasks by name."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
+class Transform(Protocol):
+    """What happens to inputs between where they are kept and the module: decoding, augmentation, scaling.
+
+    Random choices are drawn apart from their use, a row a sample, so that mini-batches of many agents can
+    be transformed in one call, on any device, and come out as they would one by one.
+    """
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Choices of augmentation for `samples` training samples, `[samples, ...]`, on the CPU."""
+
+    def __call__(self, inputs: Tensor, choices: Tensor | None) -> Tensor:
+        """What the module gets for stored `inputs: [samples, ...]`; without choices, as for scoring."""
+
+
 class SupervisedTask:
     """Minimise `loss(module(inputs), targets)` over an agent's own samples.
 
@@ -26,6 +41,11 @@ class SupervisedTask:
     in mini-batches of `batch_size`, the last short one kept (paper-protocol, section 3.2). Dropout, or
     whatever else in the module draws from torch's global CPU generator, draws in step t from
     ``(seed, "dropout", agent, t)``. `total_samples` is needed for ``weighting = "samples"`` only.
+
+    Samples are kept as they are given (bytes, say) and go through `transform`, if there is one, batch by
+    batch; its choices in step t are drawn from ``(seed, "augment", agent, t)``. Scoring takes the test
+    samples in their order, `test_batch_size` at once: that matters only to models whose scores depend on the
+    other samples of a batch.
 
     `loss` is a mean over the mini-batch. Accuracy is reported for scores `[samples, classes]` against class
     numbers `[samples]`.
@@ -44,6 +64,8 @@ class SupervisedTask:
         batch_size: int = 32,
         loss: Loss = nn.functional.cross_entropy,
         total_samples: int | None = None,
+        transform: Transform | None = None,
+        test_batch_size: int = 1000,
     ) -> None:
         for name, (inputs, targets) in {"train": train, "test": test}.items():
             if len(inputs) != len(targets):
@@ -53,13 +75,15 @@ class SupervisedTask:
                 )
             if not len(inputs):
                 raise ConfigError(f"expected samples for {agent}, found none", key=f"task.{name}")
-        if batch_size < 1:
-            raise ConfigError(f"expected 1 or more, found {batch_size}", key="task.batch_size")
+        for key, size in {"batch_size": batch_size, "options.test_batch_size": test_batch_size}.items():
+            if size < 1:
+                raise ConfigError(f"expected 1 or more, found {size}", key=f"task.{key}")
         self.make_module = module
         self.train, self.test = train, test
         self.agent, self.seed, self.batch_size = agent, seed, batch_size
         self.loss = loss
         self.total_samples = total_samples
+        self.transform, self.test_batch_size = transform, test_batch_size
         with seeds.scoped(seed, "architecture"):
             self.module = module()
         self.spec = Spec.of_module(self.module)
@@ -90,9 +114,18 @@ class SupervisedTask:
         return self.epoch_order(epoch)[first : first + self.batch_size]
 
     def batch(self, step: int) -> Batch:
-        """The mini-batch of one step."""
+        """The mini-batch of one step, as the module gets it."""
         indices = self.batch_indices(step)
-        return self.train[0][indices], self.train[1][indices]
+        inputs, targets = self.train[0][indices], self.train[1][indices]
+        if self.transform is not None:
+            inputs = self.transform(inputs, self.choices(step))
+        return inputs, targets
+
+    def choices(self, step: int) -> Tensor:
+        """The transform's random choices for the mini-batch of one step, `[b, ...]`."""
+        assert self.transform is not None
+        generator = seeds.generator(self.seed, "augment", self.agent, step)
+        return self.transform.draw(len(self.batch_indices(step)), generator)
 
     def gradient(self, x: Tensor, buffers: Buffers, step: int) -> LocalGradient:
         with seeds.scoped(self.seed, "dropout", self.agent, step):
@@ -104,19 +137,21 @@ class SupervisedTask:
         total = torch.zeros_like(x)
         pieces = zip(*(torch.split(part, self.batch_size) for part in self.train), strict=True)
         with seeds.scoped(self.seed, "full dropout", self.agent, step):
-            for piece in pieces:
-                g, _ = self._gradient(x, buffers, piece)
-                total.add_(g, alpha=len(piece[0]) / self.samples)
+            for inputs, targets in pieces:
+                batch = inputs if self.transform is None else self.transform(inputs, None), targets
+                g, _ = self._gradient(x, buffers, batch)
+                total.add_(g, alpha=len(inputs) / self.samples)
         return total
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, buffers: Buffers, chunk: int = 1000) -> Evaluation:
+    def evaluate(self, x: Tensor, buffers: Buffers, chunk: int | None = None) -> Evaluation:
         self._load(x, buffers)
         self.module.eval()
         inputs, targets = self.test
+        chunk = self.test_batch_size if chunk is None else chunk
         total, correct, classified = 0.0, 0, False
         for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-            outputs = self.module(part)
+            outputs = self.module(part if self.transform is None else self.transform(part, None))
             total += float(self.loss(outputs, wanted)) * len(part)
             classified = outputs.dim() == 2 and wanted.dim() == 1 and not wanted.is_floating_point()
             if classified:

@@ -41,7 +41,7 @@ LAWS = [
     Law("core has no input, output, clock or chance", inside(*CORE), IO),
     Law("core imports core", inside(*CORE), ("p2pqg",), inside(*CORE)),
     Law("tasks import what they are made of", inside("tasks"), ("p2pqg",),
-        inside("errors", "flat", "seeds", "tasks")),
+        inside("errors", "flat", "seeds", "storage", "tasks")),
     Law("adapters decide nothing", inside(*ADAPTERS), inside(*SHELL)),
     Law("nothing is unpickled", tuple(PACKAGES), ("pickle", "cPickle", "dill", "cloudpickle", "shelve")),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pqg.errors import ConfigError
-from p2pqg.schedules import Schedule, constant, cosine, milestones
+from p2pqg.schedules import Schedule, constant, cosine, epoch_steps, milestones, paper_schedule
 
 
 def test_constant() -> None:
@@ -100,3 +100,42 @@ def test_impossible_rates_are_refused_by_key(settings: dict[str, Any], key: str)
     with pytest.raises(ConfigError, match=r"expected .* found") as caught:
         Schedule(**settings)
     assert caught.value.key == f"schedule.{key}"
+
+
+def test_the_papers_schedule_follows_the_trace_of_the_released_code() -> None:
+    """Paper-protocol, section 5: n = 16 on CIFAR-10."""
+    schedule = paper_schedule("cifar", 16, 50_000)
+    trace = {
+        0: 0.1,
+        98: 0.24,
+        490: 0.8,
+        14_699: 0.8,
+        14_700: 0.08,
+        22_049: 0.08,
+        22_050: 0.008,
+        29_399: 0.008,
+    }
+    assert {t: schedule(t) for t in trace} == pytest.approx(trace)
+
+
+@pytest.mark.parametrize(("n", "steps"), [(4, 391), (8, 196), (16, 98), (32, 49), (48, 33)])
+def test_epochs_are_as_long_as_in_the_paper(n: int, steps: int) -> None:
+    assert epoch_steps(n, 50_000, 32) == steps
+    schedule = paper_schedule("cifar", n, 50_000)
+    assert schedule.lr == pytest.approx(0.05 * n)
+    assert schedule.warmup_steps == 5 * steps
+    assert schedule.milestones == (150 * steps, 225 * steps)
+
+
+def test_the_papers_schedule_for_imagenet_and_text() -> None:
+    epoch = epoch_steps(16, 1_281_167, 64)
+    schedule = paper_schedule("imagenet", 16, 1_281_167)
+    assert schedule.lr == pytest.approx(1.6)
+    assert schedule.milestones == (30 * epoch, 60 * epoch, 80 * epoch)
+    assert {paper_schedule("text", 16, 96_000)(t) for t in range(2000)} == {1e-5}
+
+
+def test_the_papers_schedule_scales_with_its_factor_and_length() -> None:
+    assert paper_schedule("cifar", 16, 1600, epochs=2, factor=2).describe() == "lr=0.1, decay=0.1 at 4 8"
+    milestones = paper_schedule("cifar", 16, 1600, batch_size=100, epochs=7, factor=1).milestones
+    assert milestones == (4, 5)  # floor(3.5 + 0.5), floor(5.25 + 0.5)

@@ -12,6 +12,8 @@ from sample_tasks import FEATURES, dense, normalised, quadratics, supervised
 from torch import nn
 
 from p2pqg.errors import ConfigError
+from p2pqg.tasks import SupervisedTask
+from p2pqg.tasks.augmentation import ImageTransform
 from p2pqg_simulator.gradients import Loop, Vmap, gradients
 
 
@@ -30,6 +32,33 @@ def test_vmap_equals_loop_for_any_shares(sizes: list[int], batch_size: int) -> N
         g, batched_losses = batched(x, [{}] * len(sizes), step)
         torch.testing.assert_close(g, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(batched_losses, losses, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", [[20] * 5, [20, 9, 17, 5, 12, 20]])
+def test_vmap_equals_loop_with_augmentation(sizes: list[int]) -> None:
+    images = torch.randint(0, 256, (sum(sizes), 1, 6, 6), dtype=torch.uint8)
+    shares = zip(torch.split(images, sizes), torch.split(torch.arange(sum(sizes)) % 3, sizes), strict=True)
+    transform = ImageTransform((0.5,), (0.25,), torch.float64, "flip-crop")
+    tasks = [
+        SupervisedTask(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double(),
+            train=share,
+            test=share,
+            agent=f"agent-{i}",
+            seed=0,
+            batch_size=8,
+            transform=transform,
+        )
+        for i, share in enumerate(shares)
+    ]
+    x = different_starts(len(sizes), tasks[0].spec.d)
+    expected = [task.gradient(x[i], {}, step).g for step in range(3) for i, task in enumerate(tasks)]
+    batched = Vmap(tasks)
+    got = torch.cat([batched(x, [{}] * len(sizes), step)[0] for step in range(3)])
+    torch.testing.assert_close(got, torch.stack(expected), rtol=0, atol=1e-10)
+    tasks[1].transform = ImageTransform((0.4,), (0.25,), torch.float64, "flip-crop")
+    with pytest.raises(ConfigError, match="vmap expects the same transform on every agent"):
+        Vmap(tasks)
 
 
 def test_loop_replaces_buffers_by_those_after_the_forward_pass() -> None:

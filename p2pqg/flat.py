@@ -22,14 +22,19 @@ from p2pqg.errors import ConfigError
 
 @dataclass(frozen=True)
 class Spec:
-    """Ordered names and shapes of the parameters, and their dtype."""
+    """Ordered names and shapes of the parameters, and their dtype.
+
+    `layers` are the kinds of a module's layers, in order: BatchNorm and GroupNorm have parameters of the
+    same names and shapes, but their models must not be mixed.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
+    layers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Tensor]) -> Spec:
+    def of(cls, parameters: Mapping[str, Tensor], layers: tuple[str, ...] = ()) -> Spec:
         """The spec of named tensors, in their order.
 
         Raises `ConfigError` if there are none, or if they are not all of one floating dtype.
@@ -46,12 +51,13 @@ class Spec:
             names=tuple(parameters),
             shapes=tuple(tuple(p.shape) for p in parameters.values()),
             dtype=dtypes.pop(),
+            layers=layers,
         )
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Spec:
         """The spec of a module's trainable parameters."""
-        return cls.of(trainable(module))
+        return cls.of(trainable(module), tuple(type(layer).__name__ for layer in module.modules()))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -65,8 +71,8 @@ class Spec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change whenever a name, a shape, the order or the dtype does."""
-        text = json.dumps([self.names, self.shapes, str(self.dtype)])
+        """16 hex digits that change whenever a name, a shape, a layer, the order or the dtype does."""
+        text = json.dumps([self.names, self.shapes, str(self.dtype), self.layers])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:

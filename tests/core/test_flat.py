@@ -102,3 +102,12 @@ def test_flatten_takes_names_not_positions() -> None:
     spec = Spec.of_module(net)
     shuffled = OrderedDict(reversed(trainable(net).items()))
     assert torch.equal(spec.flatten(shuffled), spec.flatten(trainable(net)))
+
+
+def test_layers_of_the_same_shapes_are_told_apart() -> None:
+    """A BatchNorm and a GroupNorm have the same parameters; two agents must not mix them."""
+    norms = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
+    specs = [Spec.of_module(nn.Sequential(nn.Conv2d(1, 4, 3), norm)) for norm in norms]
+    assert specs[0].names == specs[1].names
+    assert specs[0].shapes == specs[1].shapes
+    assert specs[0].fingerprint != specs[1].fingerprint

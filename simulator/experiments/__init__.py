@@ -1,0 +1,21 @@
+"""The paper's tables, figures and claims, each by name in a short file of its own."""
+
+from __future__ import annotations
+
+import importlib
+
+from p2pqg.errors import ConfigError
+
+from .base import Experiment
+
+EXPERIMENTS: dict[str, str] = {}
+"""Experiments by name, and the module of this package that has each as `experiment`; loaded when asked for."""
+
+
+def load(name: str) -> Experiment:
+    """The named experiment. Raises `ConfigError` for an unknown name."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"expected one of {', '.join(EXPERIMENTS)}, found {name!r}", where="reproduce")
+    module = importlib.import_module(f".{EXPERIMENTS[name]}", __name__)
+    experiment: Experiment = module.experiment
+    return experiment

@@ -12,6 +12,8 @@ P2PQGError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class P2PQGError(Exception):
     """Base of every error this package raises on purpose."""
@@ -54,4 +56,8 @@ class StorageError(P2PQGError):
 
 
 class TrainingDiverged(P2PQGError):
-    """A loss, a gradient or a parameter stopped being finite."""
+    """A loss, a gradient or a parameter stopped being finite; `agents` are the numbers of those in whose."""
+
+    def __init__(self, message: str, agents: Sequence[int] = ()) -> None:
+        self.agents = tuple(agents)
+        super().__init__(message)

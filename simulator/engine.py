@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, State, drive
+from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, State, drive
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
@@ -97,7 +97,7 @@ class Simulation:
         ]
         samples = torch.tensor([task.samples for task in tasks], dtype=torch.float64)
         scale = samples * self.n / samples.sum()
-        self._scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
+        self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
 
     def start(self, seed: int) -> Iterate:
         """Every agent at the same initial parameters."""
@@ -108,7 +108,7 @@ class Simulation:
     def advance(self, iterate: Iterate) -> Iterate:
         """One round of training. Raises `TrainingDiverged` naming agent and round."""
         round = iterate.round
-        lrs = self.schedule.steps(round, self.algorithm.local_steps)
+        lrs = self._lrs(round)
         buffers, losses, exchanged = list(iterate.buffers), [], 0
         must_be_finite = partial(self._require_finite, round=round + 1)
 
@@ -121,12 +121,12 @@ class Simulation:
                     g = torch.stack(
                         [with_full_gradient(task).full_gradient(row, kept, at) for task, row, kept in own]
                     )
-                    return (g if self._scale is None else g * self._scale,)
+                    return (g if self.scale is None else g * self.scale,)
                 case Gradient(x, step):
                     g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)
                     must_be_finite("loss", loss[:, None])
                     losses.append(loss)
-                    return (g if self._scale is None else g * self._scale,)
+                    return (g if self.scale is None else g * self.scale,)
                 case Mix(vectors):
                     must_be_finite("model", *vectors)
                     exchanged += len(vectors)
@@ -134,7 +134,7 @@ class Simulation:
                 case Mean(vectors):
                     must_be_finite("gradient", *vectors)
                     exchanged += 0 if self.algorithm.centralised else len(vectors)
-                    return tuple(v.mean(0, keepdim=True).expand_as(v) for v in vectors)
+                    return tuple(map(self._mean, vectors))
 
         x, state = drive(self.algorithm.round(iterate.x, iterate.state, lrs), answer)
         if not exchanged:  # what was mixed has been looked at
@@ -146,7 +146,7 @@ class Simulation:
             buffers=tuple(buffers),
             sent=iterate.sent + exchanged * self._out_bytes[round % self.topology.period],
             losses=torch.stack(losses).mean(0),
-            lr=lrs[-1],
+            lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 
     def train(self, start: Iterate, rounds: int, *, eval_every: int = 0) -> Iterator[Iterate]:
@@ -183,6 +183,14 @@ class Simulation:
         """The iterate with its scores."""
         return replace(iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers))
 
+    def _lrs(self, round: int) -> Sequence[Rate]:
+        """The learning rate of each local step of a round."""
+        return self.schedule.steps(round, self.algorithm.local_steps)
+
+    def _mean(self, v: Tensor) -> Tensor:
+        """The exact average of `v: [n, d]`, for every agent."""
+        return v.mean(0, keepdim=True).expand_as(v)
+
     def _product(self, round: int) -> partial[Tensor]:
         return partial(self._products[round % self.topology.period])
 
@@ -204,4 +212,4 @@ class Simulation:
             bad = (~v.isfinite().all(dim=1)).nonzero().flatten().tolist()
             if bad:
                 agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-                raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite")
+                raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)

@@ -1,9 +1,9 @@
 """Several runs that advance together, as one simulation over the disjoint union of their networks.
 
-A learning-rate grid, seeds and partitions of one cell differ in tasks and rates only. Stacked, `r` runs of `n`
-agents are `r * n` agents of whom those of different runs never talk: one mini-batch pass, one product with
-a block-diagonal W and one update serve all of them. On an accelerator, and for small dense models, that is
-faster than one run after the other; each run's numbers are those it would have had alone, up to rounding.
+A learning-rate grid, seeds and partitions of one cell differ in tasks and rates only. Stacked, `r` runs of
+`n` agents are `r * n` agents of whom those of different runs never talk: one mini-batch pass, one product
+with a block-diagonal W and one update serve all of them. On an accelerator, and for small dense models, that
+is faster than one run after the other; each run's numbers are those it would have had alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -68,10 +68,9 @@ class Batch(Simulation):
             lr=rates[-1] if iterate.round else None,
         )
 
-    def only(self, kept: Sequence[int], iterate: Iterate) -> tuple[Batch, Iterate]:
-        """The batch of some of the runs, and their rows of an iterate."""
-        batch = Batch([self.runs[r] for r in kept], [self.seeds[r] for r in kept], self.gradients.name)
-        return batch, _stacked([self.part(iterate, r) for r in kept])
+    def only(self, kept: Sequence[int], iterate: Iterate) -> Iterate:
+        """The rows of some of the runs, for a batch of these."""
+        return _stacked([self.part(iterate, r) for r in kept])
 
     def _lrs(self, round: int) -> Sequence[Rate]:
         steps = [run.schedule.steps(round, self.algorithm.local_steps) for run in self.runs]

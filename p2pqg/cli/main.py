@@ -22,6 +22,8 @@ COMMANDS = {
         "Train all agents of a network on this host, without a network.",
     ),
     "swarm": ("p2pqg_simulator.commands", "The same with real agents: one process each, over gRPC."),
+    "reproduce": ("p2pqg_simulator.reproduce", "Run a table or a figure of the paper."),
+    "report": ("p2pqg_simulator.reproduce", "Render records: ours beside the published numbers."),
     "compare": ("p2pqg_simulator.commands", "Compare two runs of simulate or swarm."),
 }
 """Where each command's click object of the same name is, and its help in the list of commands."""

@@ -8,8 +8,12 @@ from p2pqg.errors import ConfigError
 
 from .base import Experiment
 
-EXPERIMENTS: dict[str, str] = {}
-"""Experiments by name, and the module of this package that has each as `experiment`; loaded when asked for."""
+EXPERIMENTS: dict[str, str] = {
+    **{f"table{k}": f"table{k}" for k in range(1, 9)},
+    "figure12": "figure13",
+    "figure13": "figure13",
+}
+"""Experiments by name, and the module of this package that has each as `experiment`."""
 
 
 def load(name: str) -> Experiment:

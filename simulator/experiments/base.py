@@ -1,8 +1,8 @@
 """What an experiment is: cases that are still to run, a way to run them, and a report of what came out.
 
-`p2pqg reproduce` asks an experiment which cases are `pending`, given the records so far, runs them and appends
-their records, until none is left. So an interrupted experiment goes on where it stopped, and one that
-searches (for a learning rate, say) decides from records alone.
+`p2pqg reproduce` asks an experiment which cases are `pending`, given the records so far, runs them and
+appends their records, until none is left. So an interrupted experiment goes on where it stopped, and one
+that searches (for a learning rate, say) decides from records alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ from matplotlib.figure import Figure
 from .records import Case, Record, Result
 
 Scale = Literal["full", "small", "smoke"]
+SCALES: tuple[Scale, ...] = ("full", "small", "smoke")
 """The paper's own; one that a CPU does in an hour or two and that still tells the truth; one that only shows
 that everything runs."""
+
+
+Observe = Callable[[Sequence[Case], int, int], None]
+"""Told what runs, and how far it is: so many of so many steps."""
+
+
+def quiet(cases: Sequence[Case], done: int, total: int) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,17 @@ class Experiment(Protocol):
     def title(self) -> str:
         """One line for ``p2pqg reproduce list``."""
 
+    @property
+    def records(self) -> str:
+        """The file of its records; experiments that share one share their results."""
+
     def pending(self, plan: Plan, records: Sequence[Record]) -> Sequence[Case]:
         """The cases that the plan still lacks, in the order in which to run them. Raises `ConfigError` for
         a plan that makes no sense, such as a cell that does not exist."""
 
-    def run(self, plan: Plan, cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
+    def run(
+        self, plan: Plan, cases: Sequence[Case], observe: Observe = quiet
+    ) -> Iterator[tuple[Case, Result]]:
         """Run cases, in any order and grouping, and yield each as it ends."""
 
     def report(self, records: Sequence[Record]) -> Report:
@@ -73,6 +88,7 @@ class Computation:
     """An experiment whose cases are known beforehand and run one by one."""
 
     title: str
+    records: str
     cases: Callable[[Plan], Sequence[Case]]
     compute: Callable[[Plan, Case], Result]
     present: Callable[[Sequence[Record]], Report]
@@ -81,8 +97,11 @@ class Computation:
         done = [record.case for record in records if record.scale == plan.scale]
         return [case for case in self.cases(plan) if case not in done and matches(case, plan.cell)]
 
-    def run(self, plan: Plan, cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
-        for case in cases:
+    def run(
+        self, plan: Plan, cases: Sequence[Case], observe: Observe = quiet
+    ) -> Iterator[tuple[Case, Result]]:
+        for done, case in enumerate(cases):
+            observe([case], done, len(cases))
             yield case, self.compute(plan, case)
 
     def report(self, records: Sequence[Record]) -> Report:

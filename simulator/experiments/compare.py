@@ -1,0 +1,102 @@
+"""Ours beside the paper's: tables in Markdown from the records of trained cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .base import SCALES, Plan, Report
+from .published import Published, table
+from .recipes import DATA_SETS, model_of
+from .records import Record
+from .training import Cell, distinct, summarise
+
+SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")
+SCALE_NOTES = {
+    "full": "The paper's own scale.",
+    "small": "Small scale: another model for fewer epochs ({recipe}), so only the order of methods is to be "
+    "compared with the paper; the published number beside ours is of the paper's model and length.",
+}
+DATA_NOTES = {
+    "cifar10-jpeg.tar.gz": "CIFAR-10 here is a JPEG-compressed copy of all 60,000 images, not the original "
+    "pixels.",
+    "ag_news_7600.csv": "AG News here is 7,600 real rows, a fifth of them held out, not the paper's 120,000.",
+}
+HEADER = (
+    "published", "ours, best", "difference / published std", "ours, last", "worst agent", "averaged model",
+    "lr", "seeds",
+)  # fmt: skip
+
+
+def against_paper(name: str, records: Sequence[Record]) -> Report:
+    """All rows of one table of ``results.csv`` for which there are records, scale by scale."""
+    parts = [part for scale in SCALES for part in _at_scale(table(name), scale, records)]
+    return Report("\n\n".join(parts) or "No records yet.")
+
+
+def _at_scale(rows: Sequence[Published], scale: Any, records: Sequence[Record]) -> Iterator[str]:
+    if scale == "smoke":
+        return
+    plan = Plan(scale=scale)
+    found: list[tuple[Published, Cell]] = []
+    for row in rows:
+        if scale == "small" and DATA_SETS[row.cell["dataset"]].small is None:
+            continue
+        summary = summarise({**row.cell, "model": model_of(row.cell, plan)}, scale, records)
+        if summary.runs or summary.diverged:
+            found.append((row, summary))
+    if not found:
+        return
+    if scale == "small":  # several of the paper's models have one stand-in: show each cell once
+        cells = distinct([summary.cell for _, summary in found])
+        found = [next(pair for pair in found if pair[1].cell == cell) for cell in cells]
+    recipes = {DATA_SETS[row.cell["dataset"]].small for row, _ in found}
+    text = "; ".join(f"{r.model}, {r.epochs} epochs" for r in recipes if r is not None)
+    yield SCALE_NOTES[scale].format(recipe=text)
+    files = {run.result["settings"]["task"]["data"] for _, summary in found for run in summary.runs}
+    notes = [note for file, note in DATA_NOTES.items() if file in files]
+    if notes:
+        yield " ".join(notes)
+    yield markdown_table(*_columns([row for row, _ in found], [summary for _, summary in found]))
+
+
+def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Keys in which the rows differ, then the numbers."""
+    keys = [key for key in SHOWN if len({str(row.cell[key]) for row in rows}) > 1]
+    lines = []
+    for row, cell in zip(rows, cells, strict=True):
+        ours = cell.accuracy()
+        difference = "-"
+        if ours is not None and row.mean is not None and row.std and cell.scale == "full":
+            difference = f"{(ours[0] - row.mean) / row.std:+.1f}"
+        lines.append(
+            [
+                *(_text(row.cell[key]) for key in keys),
+                _accuracy((row.mean, row.std)) if row.mean is not None else row.status,
+                _accuracy(ours) if ours else "diverged",
+                difference,
+                _accuracy(cell.accuracy(moment="last")),
+                _accuracy(cell.accuracy("worst_accuracy")),
+                _accuracy(cell.accuracy("averaged_accuracy")),
+                "-" if cell.lr is None else f"{cell.lr:g}" + ("" if cell.interior else " (end of the grid)"),
+                str(len(cell.runs)),
+            ]
+        )
+    return [*keys, *HEADER], lines
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _accuracy(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    mean, spread = value
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"

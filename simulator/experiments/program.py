@@ -1,0 +1,180 @@
+"""One program: runs of a cell that train together, from settings to results, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from p2pqg.config import SimulationSettings
+from p2pqg.errors import TrainingDiverged
+
+from ..batch import Batch
+from ..engine import Iterate, Simulation
+from ..folder import RunFolder, best
+from ..gradients import Engine
+from ..simulate import make_tasks
+from .base import Observe, Plan, quiet
+from .recipes import settings, timed
+from .records import Case, Result
+
+CHECKPOINT_EVERY_S = 60.0
+DIGITS = 6
+"""Significant digits of a number in a record."""
+
+
+@dataclass
+class Run:
+    """One case on its way: its curve so far, and the training losses since the curve's last point."""
+
+    case: Case
+    chosen: SimulationSettings
+    simulation: Simulation
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+def train(plan: Plan, cases: Sequence[Case], observe: Observe = quiet) -> Iterator[tuple[Case, Result]]:
+    """Train runs together and yield each one's result when it ends: at once when it diverges.
+
+    A checkpoint is written every minute and when the program is interrupted; called again with the cases
+    that have no result yet, it goes on from there. Raises `ConfigError` before any training if the cases
+    cannot be run.
+    """
+    runs = [_prepared(plan, case) for case in cases]
+    rounds, eval_every = runs[0].chosen.rounds, runs[0].chosen.eval_every
+    batch = _batch(runs, plan)
+    checkpoint = _Checkpoint(plan, runs)
+    iterate = checkpoint.load(runs) or batch.start()
+    saved_s = time.monotonic()
+    try:
+        while iterate.round < rounds:
+            try:
+                iterate = batch.advance(iterate)
+            except TrainingDiverged as error:
+                fallen = {agent // batch.runs[0].n for agent in error.agents}
+                for r in sorted(fallen):
+                    why = {"round": iterate.round + 1, "why": str(error)}
+                    yield runs[r].case, _result(runs[r], batch, r, iterate, why)
+                checkpoint.forget()
+                kept = [r for r in range(len(runs)) if r not in fallen]
+                if not kept:
+                    return
+                iterate = batch.only(kept, iterate)
+                runs = [runs[r] for r in kept]
+                batch, checkpoint = _batch(runs, plan), _Checkpoint(plan, runs)
+                continue
+            due = iterate.round % eval_every == 0 or iterate.round == rounds
+            for r, run in enumerate(runs):
+                part = batch.part(iterate, r)
+                run.losses.append(cast(float, part.loss))
+                if due:
+                    run.curve.append(_point(run.simulation.scored(part), run.losses))
+                    run.losses = []
+            observe([run.case for run in runs], iterate.round, rounds)
+            if time.monotonic() - saved_s > CHECKPOINT_EVERY_S:
+                checkpoint.save(iterate, runs)
+                saved_s = time.monotonic()
+    except KeyboardInterrupt:
+        checkpoint.save(iterate, runs)
+        raise
+    for r, run in enumerate(runs):
+        yield run.case, _result(run, batch, r, iterate, None)
+    checkpoint.forget()
+
+
+class _Checkpoint:
+    """Of runs that train together, in a folder named after their cases."""
+
+    def __init__(self, plan: Plan, runs: Sequence[Run]) -> None:
+        name = json.dumps([plan.scale, *(dict(run.case) for run in runs)], sort_keys=True)
+        digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        self._folder = RunFolder(plan.work / digest)
+        self._device = torch.device(plan.device)
+
+    def load(self, runs: Sequence[Run]) -> Iterate | None:
+        """The iterate, if there is one; curves and losses go to the runs."""
+        if not self._folder.checkpoint.exists():
+            return None
+        iterate, meta = self._folder.load_iterate(self._device)
+        for run, saved in zip(runs, meta["runs"], strict=True):
+            run.curve, run.losses = saved["curve"], saved["losses"]
+        return iterate
+
+    def save(self, iterate: Iterate, runs: Sequence[Run]) -> None:
+        self._folder.create()
+        meta = {"runs": [{"curve": run.curve, "losses": run.losses} for run in runs]}
+        self._folder.save_iterate(iterate, meta)
+
+    def forget(self) -> None:
+        shutil.rmtree(self._folder.path, ignore_errors=True)
+
+
+def _batch(runs: Sequence[Run], plan: Plan) -> Batch:
+    return Batch(
+        [run.simulation for run in runs], [run.chosen.seed for run in runs], cast(Engine, plan.engine)
+    )
+
+
+def _prepared(plan: Plan, case: Case) -> Run:
+    chosen = settings(case, plan)
+    tasks = make_tasks(chosen)
+    samples = getattr(tasks[0], "total_samples", None) or sum(task.samples for task in tasks)
+    chosen = timed(chosen, samples, plan)
+    simulation = Simulation(
+        tasks,
+        chosen.graph,
+        chosen.algorithm.build(),
+        chosen.schedule.build(),
+        names=chosen.names,
+        engine="loop",  # the batch has its own
+        device=plan.device,
+    )
+    return Run(case, chosen, simulation)
+
+
+def _point(part: Iterate, losses: Sequence[float]) -> dict[str, Any]:
+    """One point of a curve: scores, the mean training loss since the point before, the norm of the models."""
+    assert part.scores is not None
+    numbers = {
+        "lr": part.lr,
+        "train_loss": math.fsum(losses) / len(losses),
+        "norm": float(part.x.norm(dim=1).mean()),
+        **part.scores.numbers(),
+    }
+    return {"round": part.round} | {key: _rounded(value) for key, value in numbers.items()}
+
+
+def _result(run: Run, batch: Batch, r: int, iterate: Iterate, diverged: dict[str, Any] | None) -> Result:
+    sent = batch.part(iterate, r).sent
+    return {
+        "diverged": diverged,
+        "rounds": iterate.round,
+        "parameters": batch.spec.d,
+        "engine": batch.gradients.name,
+        "together": len(batch.runs),
+        "best": best(run.curve),
+        "last": dict(run.curve[-1]) if run.curve else {},
+        "curve": run.curve,
+        "bytes_sent": {"mean": sent.double().mean().item(), "max": int(sent.max())},
+        "settings": _portable(run.chosen),
+    }
+
+
+def _portable(chosen: SimulationSettings) -> dict[str, Any]:
+    """The settings, with data named by its file and not by where it lay."""
+    table = chosen.model_dump(mode="json")
+    if chosen.task.data is not None:
+        table["task"]["data"] = chosen.task.data.name
+    return table
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

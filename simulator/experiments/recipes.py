@@ -1,0 +1,190 @@
+"""From a cell of the paper's tables to settings that can be run, at three scales.
+
+full   the paper's: model, data, batch size, epochs and schedule of paper-protocol sections 3 to 5
+small  the same methods, graphs, partitions and search, with a model and a length that a CPU has in an hour:
+       only the order of methods is to be compared with the paper's
+smoke  the paper's own model and data, two rounds of tiny mini-batches: shows that a cell can be launched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from p2pqg.config import SimulationSettings, validate
+from p2pqg.errors import ConfigError
+from p2pqg.schedules import PAPER_BATCHES, PAPER_EPOCHS, Schedule, epoch_steps, paper_schedule
+
+from .base import Plan
+from .records import Case
+
+Kind = Literal["cifar", "imagenet", "text"]
+
+PAPER_MODELS: dict[str, dict[str, Any]] = {
+    "resnet20-bn": {"model": "resnet20", "norm": "bn"},
+    "resnet20-gn": {"model": "resnet20", "norm": "gn"},
+    "resnet20-evonorm": {"model": "resnet20", "norm": "evonorm"},
+    "resnet20x2-gn": {"model": "resnet20", "norm": "gn", "width": 2.0},
+    "resnet20x2-evonorm": {"model": "resnet20", "norm": "evonorm", "width": 2.0},
+    "resnet18-gn": {"model": "resnet18", "norm": "gn"},
+    "resnet18-evonorm": {"model": "resnet18", "norm": "evonorm"},
+    "vgg11-half": {"model": "vgg11", "width": 0.5},
+    "distilbert-base-uncased": {"model": "distilbert"},
+    "cnn": {"model": "cnn"},
+    "minilm": {"model": "minilm"},
+}
+"""`[task.options]` of each model as ``results.csv`` spells it, and of the small scale's."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How the paper trains on a data set, where its files may lie under a common folder, and how it is
+    scaled down."""
+
+    kind: Kind
+    files: tuple[str, ...]
+    small: Small | None = None
+
+
+@dataclass(frozen=True)
+class Small:
+    """A scale of an hour on a CPU: another model, for fewer epochs. Everything else stays the paper's."""
+
+    model: str
+    epochs: int
+    evaluations: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    warmup_epochs: int = 0
+
+
+DATA_SETS = {
+    "cifar10": DataSet(
+        "cifar",
+        ("cifar10", "cifar-10-batches-py", "cifar10.npz", "cifar10-jpeg.tar.gz"),
+        Small("cnn", epochs=15, evaluations=10, options={"test_samples": 2000}, warmup_epochs=1),
+    ),
+    "imagenet32": DataSet("imagenet", ("imagenet32",)),
+    "imagenet": DataSet("imagenet", ("imagenet",)),
+    "agnews": DataSet(
+        "text",
+        ("agnews", "ag_news", "ag_news.csv", "ag_news_7600.csv"),
+        Small("minilm", epochs=4, evaluations=4, options={"max_tokens": 32, "train_samples": 3072}),
+    ),
+}
+
+SMOKE_BATCH, SMOKE_ROUNDS, SMOKE_TEST_SAMPLES = 2, 2, 8
+
+TOPOLOGIES = {"centralized": "complete", "single": "complete"}
+"""Topologies of ``results.csv`` that we call otherwise."""
+
+ADAM = ("adam", "dadam", "qg-dadam")
+
+
+def model_of(cell: Case, plan: Plan) -> str:
+    """The model that stands for a cell's at the plan's scale. Raises `ConfigError` where a data set has no
+    small scale."""
+    if plan.scale != "small":
+        return str(cell["model"])
+    small = DATA_SETS[cell["dataset"]].small
+    if small is None:
+        raise ConfigError(
+            f"expected full or smoke for {cell['dataset']}, found small", where="reproduce", key="scale"
+        )
+    return small.model
+
+
+def algorithm_of(cell: Case) -> str:
+    """The name in `ALGORITHMS` of a cell's method and variant."""
+    return f"{cell['method']}-{cell['variant']}" if cell["variant"] else str(cell["method"])
+
+
+def first_rates(cell: Case) -> tuple[float, float, float]:
+    """Where the search for a learning rate begins. No tuned value of the paper is published; these are within
+    a few factors of 2 of what was found best here."""
+    if cell["method"] in ADAM:
+        middle = 1e-5 if cell["dataset"] == "agnews" else 1e-3
+    elif cell["method"] == "dsgd":
+        middle = 0.4
+    else:
+        middle = 0.1
+    return middle / 2, middle, middle * 2
+
+
+def settings(case: Case, plan: Plan) -> SimulationSettings:
+    """All settings of a run but those that follow from how many samples there are: see `timed`."""
+    options = dict(PAPER_MODELS[case["model"]])
+    data_set = DATA_SETS[case["dataset"]]
+    batch = PAPER_BATCHES[data_set.kind]
+    if plan.scale == "small" and data_set.small is not None:
+        options |= data_set.small.options
+    if plan.scale == "smoke":
+        batch = SMOKE_BATCH
+        options |= {"train_samples": 2 * SMOKE_BATCH * max(case["n"], 10), "test_samples": SMOKE_TEST_SAMPLES}
+    if plan.download and case["dataset"].startswith("cifar"):
+        options["download"] = True
+    table = {
+        "agents": case["n"],
+        "topology": TOPOLOGIES.get(case["topology"], case["topology"]),
+        "seed": case["seed"],
+        "task": {
+            "name": case["dataset"],
+            "data": find_data(case["dataset"], plan),
+            "batch_size": batch,
+            "options": options,
+            **({"partition": "iid"} if case["alpha"] is None else {"alpha": case["alpha"]}),
+        },
+        "algorithm": {
+            "name": algorithm_of(case),
+            "weight_decay": case["weight_decay"],
+            **({"beta": case["beta"]} if "beta" in case else {}),
+            **({"options": {"tau": case["tau"]}} if case["tau"] else {}),
+        },
+        "schedule": {"lr": case["lr"]},
+    }
+    return validate(SimulationSettings, table, where="reproduce")
+
+
+def timed(chosen: SimulationSettings, samples: int, plan: Plan) -> SimulationSettings:
+    """The settings with rounds, evaluations and schedule for `samples` training samples of all agents."""
+    data_set, n, batch = DATA_SETS[chosen.task.name], chosen.agents, chosen.task.batch_size
+    kind, lr = data_set.kind, chosen.schedule.lr
+    epoch = epoch_steps(n, samples, batch)
+    if plan.scale == "smoke":
+        rounds, every, schedule = SMOKE_ROUNDS, SMOKE_ROUNDS, Schedule(lr)
+    elif plan.scale == "small" and (small := data_set.small) is not None:
+        rounds = small.epochs * epoch
+        every = -(-rounds // small.evaluations)
+        schedule = Schedule(lr)
+        if kind != "text":
+            schedule = Schedule(
+                lr,
+                warmup_steps=small.warmup_epochs * epoch,
+                warmup_from=lr / 10,
+                milestones=(rounds // 2, rounds * 3 // 4),
+            )
+    else:
+        rounds, every = PAPER_EPOCHS[kind] * epoch, epoch
+        factor = lr / (1e-5 if kind == "text" else 0.1 / 64 * batch)
+        schedule = paper_schedule(kind, n, samples, batch, factor=factor)
+    made = {name: getattr(schedule, name) for name in type(chosen.schedule).model_fields}
+    update = {"rounds": rounds, "eval_every": every, "schedule": type(chosen.schedule)(**made)}
+    return chosen.model_copy(update=update)
+
+
+def find_data(name: str, plan: Plan) -> Path:
+    """The first of a data set's usual files under `plan.data`. Raises `ConfigError` if none is there."""
+    folder = Path("datasets") if plan.data is None else plan.data
+    usual = DATA_SETS[name].files
+    for file in usual:
+        if (folder / file).exists():
+            # torchvision's own folder is named by its parent
+            return folder if file == "cifar-10-batches-py" else folder / file
+    if plan.download and name.startswith("cifar"):
+        return folder
+    raise ConfigError(
+        f"expected the data set {name} as {' or '.join(usual)} (docs/data.md), found none",
+        where=str(folder),
+        key="data",
+    )

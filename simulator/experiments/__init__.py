@@ -10,8 +10,14 @@ from .base import Experiment
 
 EXPERIMENTS: dict[str, str] = {
     **{f"table{k}": f"table{k}" for k in range(1, 9)},
-    "figure12": "figure13",
+    "figure5": "figure5",
+    "figure6": "figure6",
+    "figure7": "figure7",
+    "figure12": "figure12",
     "figure13": "figure13",
+    "figure14": "figure5",
+    "figure17": "figure17",
+    "figure18": "figure18",
 }
 """Experiments by name, and the module of this package that has each as `experiment`."""
 

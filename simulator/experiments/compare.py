@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from .base import SCALES, Plan, Report
+from .base import Plan, Report, Scale
+from .presentation import table as markdown
 from .published import Published, table
 from .recipes import DATA_SETS, model_of
 from .records import Record
+from .trained import SHOWN_SCALES
 from .training import Cell, distinct, summarise
 
 SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")
@@ -30,13 +31,11 @@ HEADER = (
 
 def against_paper(name: str, records: Sequence[Record]) -> Report:
     """All rows of one table of ``results.csv`` for which there are records, scale by scale."""
-    parts = [part for scale in SCALES for part in _at_scale(table(name), scale, records)]
+    parts = [part for scale in SHOWN_SCALES for part in _at_scale(table(name), scale, records)]
     return Report("\n\n".join(parts) or "No records yet.")
 
 
-def _at_scale(rows: Sequence[Published], scale: Any, records: Sequence[Record]) -> Iterator[str]:
-    if scale == "smoke":
-        return
+def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]) -> Iterator[str]:
     plan = Plan(scale=scale)
     found: list[tuple[Published, Cell]] = []
     for row in rows:
@@ -57,7 +56,7 @@ def _at_scale(rows: Sequence[Published], scale: Any, records: Sequence[Record]) 
     notes = [note for file, note in DATA_NOTES.items() if file in files]
     if notes:
         yield " ".join(notes)
-    yield markdown_table(*_columns([row for row, _ in found], [summary for _, summary in found]))
+    yield markdown(*_columns([row for row, _ in found], [summary for _, summary in found]))
 
 
 def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -72,12 +71,12 @@ def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str
         lines.append(
             [
                 *(_text(row.cell[key]) for key in keys),
-                _accuracy((row.mean, row.std)) if row.mean is not None else row.status,
-                _accuracy(ours) if ours else "diverged",
+                accuracy((row.mean, row.std)) if row.mean is not None else row.status,
+                accuracy(ours) if ours else "diverged",
                 difference,
-                _accuracy(cell.accuracy(moment="last")),
-                _accuracy(cell.accuracy("worst_accuracy")),
-                _accuracy(cell.accuracy("averaged_accuracy")),
+                accuracy(cell.accuracy(moment="last")),
+                accuracy(cell.accuracy("worst_accuracy")),
+                accuracy(cell.accuracy("averaged_accuracy")),
                 "-" if cell.lr is None else f"{cell.lr:g}" + ("" if cell.interior else " (end of the grid)"),
                 str(len(cell.runs)),
             ]
@@ -85,17 +84,12 @@ def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str
     return [*keys, *HEADER], lines
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def _text(value: object) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _accuracy(value: tuple[float, float | None] | None) -> str:
+def accuracy(value: tuple[float, float | None] | None) -> str:
+    """Mean ± standard deviation, in percent."""
     if value is None:
         return "-"
     mean, spread = value

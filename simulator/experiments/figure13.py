@@ -1,4 +1,4 @@
-"""Figures 12 and 13: one worker, quasi-global and plain Nesterov momentum, with and without weight decay."""
+"""Figure 13: one worker, Nesterov momentum, with and without weight decay."""
 
 from functools import partial
 

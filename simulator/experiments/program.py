@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,8 @@ from ..engine import Iterate, Simulation
 from ..folder import RunFolder, best
 from ..gradients import Engine
 from ..simulate import make_tasks
+from ..swarm import SETTINGS, Swarm
+from ..swarm import run as run_swarm
 from .base import Observe, Plan, quiet
 from .recipes import settings, timed
 from .records import Case, Result
@@ -90,13 +93,24 @@ def train(plan: Plan, cases: Sequence[Case], observe: Observe = quiet) -> Iterat
     checkpoint.forget()
 
 
+def swarm(plan: Plan, case: Case) -> Result:
+    """The same with real agents, one process each, over gRPC. An unfinished swarm goes on."""
+    run = _prepared(plan, case)
+    out = _folder(plan, [case])
+    agents = Swarm(run.chosen, out, resume=(out / SETTINGS).exists())
+    summary = run_swarm(agents, run.simulation.tasks, lambda members: None)
+    assert summary is not None
+    keys = ("rounds", "parameters", "best", "last", "bytes_sent")
+    result = {key: summary[key] for key in keys} | {"curve": agents.curve()}
+    shutil.rmtree(out, ignore_errors=True)
+    return {"diverged": None, "engine": "swarm", "together": 1, **result, "settings": _portable(run.chosen)}
+
+
 class _Checkpoint:
     """Of runs that train together, in a folder named after their cases."""
 
     def __init__(self, plan: Plan, runs: Sequence[Run]) -> None:
-        name = json.dumps([plan.scale, *(dict(run.case) for run in runs)], sort_keys=True)
-        digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-        self._folder = RunFolder(plan.work / digest)
+        self._folder = RunFolder(_folder(plan, [run.case for run in runs]))
         self._device = torch.device(plan.device)
 
     def load(self, runs: Sequence[Run]) -> Iterate | None:
@@ -115,6 +129,12 @@ class _Checkpoint:
 
     def forget(self) -> None:
         shutil.rmtree(self._folder.path, ignore_errors=True)
+
+
+def _folder(plan: Plan, cases: Sequence[Case]) -> Path:
+    """Where cases that are not finished keep what they need to go on."""
+    name = json.dumps([plan.scale, *map(dict, cases)], sort_keys=True)
+    return plan.work / hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def _batch(runs: Sequence[Run], plan: Plan) -> Batch:

@@ -14,7 +14,7 @@ from typing import Any
 from p2pqg.errors import ConfigError
 
 from .base import Observe, Plan, Report, matches, quiet
-from .program import train
+from .program import swarm, train
 from .published import KEYS, Published
 from .recipes import first_rates, model_of
 from .records import Case, Record, Result
@@ -24,6 +24,7 @@ TOGETHER = 8
 """Most runs in one program on an accelerator."""
 
 SEARCHED = ("lr", "seed")
+SWARM = "swarm"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Training:
     title: str
     cells: Sequence[Case]
     present: Callable[[Sequence[Record]], Report]
+    grid: tuple[float, ...] | None = None
+    """Learning rates of an experiment that does not search."""
     records: str = "training"
 
     def pending(self, plan: Plan, records: Sequence[Record]) -> Sequence[Case]:
@@ -46,11 +49,12 @@ class Training:
                 key="cell",
             )
         cases: list[Case] = []
-        for cell in distinct([dict(cell) | {"model": model_of(cell, plan)} for cell in chosen]):
+        real = {"engine": SWARM} if plan.engine == SWARM else {}  # a record of its own
+        for cell in distinct([dict(cell) | real | {"model": model_of(cell, plan)} for cell in chosen]):
             seeds, first = (
                 (1, first_rates(cell)[1:2]) if plan.scale == "smoke" else (plan.seeds, first_rates(cell))
             )
-            grid = first if plan.scale == "smoke" and plan.lr_grid is None else plan.lr_grid
+            grid = plan.lr_grid or (first if plan.scale == "smoke" else self.grid)
             runs = next_runs(first, seeds, scores(cell, plan.scale, records), grid)
             cases += [cell | {"lr": lr, "seed": seed} for lr, seed in runs]
         return cases
@@ -58,6 +62,11 @@ class Training:
     def run(
         self, plan: Plan, cases: Sequence[Case], observe: Observe = quiet
     ) -> Iterator[tuple[Case, Result]]:
+        if plan.engine == SWARM:
+            for case in cases:
+                observe([case], 0, 1)
+                yield case, swarm(plan, case)
+            return
         together = plan.together or (1 if plan.device == "cpu" else TOGETHER)
         for _, alike in groupby(sorted(cases, key=_program), key=_program):
             group = list(alike)

@@ -132,7 +132,10 @@ def test_convolutions_start_with_variance_by_outputs_and_the_rest_as_torch_does(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("resnet", "auto", 1.0), "task.options.model: expected one of resnet20, resnet18, vgg11, found"),
+        (
+            ("resnet", "auto", 1.0),
+            "task.options.model: expected one of resnet20, resnet18, vgg11, cnn, found",
+        ),
         (("resnet20", "ln", 1.0), "task.options.norm: expected one of bn, gn, evonorm, evonorm-s0, found"),
         (("vgg11", "bn", 0.5), "task.options.norm: vgg11 expects none, found 'bn'"),
         (("vgg11", "auto", 0.01), "task.options.width: expected a factor .* found 0.01"),

@@ -63,7 +63,7 @@ DATA_SETS = {
     "cifar10": DataSet(
         "cifar",
         ("cifar10", "cifar-10-batches-py", "cifar10.npz", "cifar10-jpeg.tar.gz"),
-        Small("cnn", epochs=15, evaluations=10, options={"test_samples": 2000}, warmup_epochs=1),
+        Small("cnn", epochs=10, evaluations=10, options={"test_samples": 2000}, warmup_epochs=1),
     ),
     "imagenet32": DataSet("imagenet", ("imagenet32",)),
     "imagenet": DataSet("imagenet", ("imagenet",)),

@@ -49,7 +49,7 @@ def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]
     if scale == "small":  # several of the paper's models have one stand-in: show each cell once
         cells = distinct([summary.cell for _, summary in found])
         found = [next(pair for pair in found if pair[1].cell == cell) for cell in cells]
-    recipes = {DATA_SETS[row.cell["dataset"]].small for row, _ in found}
+    recipes = [DATA_SETS[name].small for name in sorted({row.cell["dataset"] for row, _ in found})]
     text = "; ".join(f"{r.model}, {r.epochs} epochs" for r in recipes if r is not None)
     yield SCALE_NOTES[scale].format(recipe=text)
     files = {run.result["settings"]["task"]["data"] for _, summary in found for run in summary.runs}

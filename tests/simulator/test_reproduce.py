@@ -82,7 +82,7 @@ def test_every_row_has_settings(row: object, tmp_path: Path) -> None:
     assert chosen.graph.n == cell["n"] == chosen.agents
     assert chosen.algorithm.weight_decay == cell["weight_decay"]
     assert chosen.task.partition == ("iid" if cell["alpha"] is None else "dirichlet")
-    assert chosen.algorithm.build().centralised == (cell["method"] == "sgdm-n")
+    assert chosen.algorithm.build().centralised == (cell["topology"] in ("centralized", "single"))
 
 
 def test_the_full_scale_is_the_paper_s(tmp_path: Path) -> None:

@@ -189,10 +189,12 @@ def _result(run: Run, batch: Batch, r: int, iterate: Iterate, diverged: dict[str
 
 
 def _portable(chosen: SimulationSettings) -> dict[str, Any]:
-    """The settings, with data named by its file and not by where it lay."""
+    """The settings, with data and weights named by their files and not by where they lay."""
     table = chosen.model_dump(mode="json")
     if chosen.task.data is not None:
         table["task"]["data"] = chosen.task.data.name
+    if weights := chosen.task.options.get("weights"):
+        table["task"]["options"]["weights"] = Path(weights).name
     return table
 
 

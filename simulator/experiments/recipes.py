@@ -22,6 +22,9 @@ from .records import Case
 
 Kind = Literal["cifar", "imagenet", "text"]
 
+DISTILBERT = "distilbert-base-uncased"
+"""Model, and folder of its published weights; without it, it starts from random ones."""
+
 PAPER_MODELS: dict[str, dict[str, Any]] = {
     "resnet20-bn": {"model": "resnet20", "norm": "bn"},
     "resnet20-gn": {"model": "resnet20", "norm": "gn"},
@@ -31,7 +34,7 @@ PAPER_MODELS: dict[str, dict[str, Any]] = {
     "resnet18-gn": {"model": "resnet18", "norm": "gn"},
     "resnet18-evonorm": {"model": "resnet18", "norm": "evonorm"},
     "vgg11-half": {"model": "vgg11", "width": 0.5},
-    "distilbert-base-uncased": {"model": "distilbert"},
+    DISTILBERT: {"model": "distilbert"},
     "cnn": {"model": "cnn"},
     "minilm": {"model": "minilm"},
 }
@@ -70,7 +73,7 @@ DATA_SETS = {
     "agnews": DataSet(
         "text",
         ("agnews", "ag_news", "ag_news.csv", "ag_news_7600.csv"),
-        Small("minilm", epochs=4, evaluations=4, options={"max_tokens": 32, "train_samples": 3072}),
+        Small("minilm", epochs=5, evaluations=5, options={"max_tokens": 16, "train_samples": 2048}),
     ),
 }
 
@@ -122,6 +125,9 @@ def settings(case: Case, plan: Plan) -> SimulationSettings:
     if plan.scale == "smoke":
         batch = SMOKE_BATCH
         options |= {"train_samples": 2 * SMOKE_BATCH * max(case["n"], 10), "test_samples": SMOKE_TEST_SAMPLES}
+    if case["model"] == DISTILBERT:
+        weights = _folder(plan) / DISTILBERT
+        options["weights"] = str(weights) if weights.exists() else "random"
     if plan.download and case["dataset"].startswith("cifar"):
         options["download"] = True
     table = {
@@ -175,7 +181,7 @@ def timed(chosen: SimulationSettings, samples: int, plan: Plan) -> SimulationSet
 
 def find_data(name: str, plan: Plan) -> Path:
     """The first of a data set's usual files under `plan.data`. Raises `ConfigError` if none is there."""
-    folder = Path("datasets") if plan.data is None else plan.data
+    folder = _folder(plan)
     usual = DATA_SETS[name].files
     for file in usual:
         if (folder / file).exists():
@@ -188,3 +194,7 @@ def find_data(name: str, plan: Plan) -> Path:
         where=str(folder),
         key="data",
     )
+
+
+def _folder(plan: Plan) -> Path:
+    return Path("datasets") if plan.data is None else plan.data

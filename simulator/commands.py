@@ -34,10 +34,11 @@ from .world import Group
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, with its settings.")
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
 @click.option("--engine", type=click.Choice(["auto", "loop", "vmap", "distributed"]), default="auto",
-              show_default=True, help="How gradients of all agents are computed; distributed: by the processes that "
-              "torchrun started, each for its share of the agents.")  # fmt: skip
-@click.option("--rank-timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S, metavar="SECONDS",
-              help=f"How long distributed processes wait for each other.  [{TIMEOUT_S:g}]")  # fmt: skip
+              show_default=True, help="How gradients of all agents are computed; distributed: by the "
+              "processes that torchrun started, each for its share of the agents.")  # fmt: skip
+@click.option("--rank-timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S,
+              metavar="SECONDS", show_default=True,
+              help="How long one of these processes waits for another.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Threads of torch.  [1 with loop, which suits small models; else all cores]")  # fmt: skip
 def simulate(

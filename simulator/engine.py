@@ -34,9 +34,9 @@ from .world import Reach, World
 class Iterate:
     """Everything after `round` completed rounds.
 
-    Of a simulation shared out over processes, `x`, `state` and `buffers` are those of the agents held here; the
-    rest is of all agents everywhere. `x: [n, d]` are the agents' parameters, `state` what the algorithm keeps, `buffers` the model state that
-    is never mixed (one mapping an agent) and `sent: [n]` the bytes each agent would have sent. An exact
+    `x: [n, d]` are the agents' parameters, `state` what the algorithm keeps, `buffers` the model state that
+    is never mixed (one mapping an agent); of a simulation shared out over processes these three are of the
+    agents held here, the rest of all. `sent: [n]` are the bytes each agent would have sent. An exact
     average counts as an exchange, which is what it takes on a complete graph and on a star; a centralised
     method has no network and sends nothing. Of the last round: `losses: [n]`, mean over its mini-batches, and
     `lr` of its last step; None before the first round and in gossip-only rounds, which have `agreement`
@@ -63,9 +63,9 @@ class Simulation:
     """All agents of one network, or the share of them that one of several processes holds.
 
     `tasks[i]` is the learning problem of agent i; in a `world` of several processes, of the i-th agent held
-    here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's gradients by
-    n * samples_i / total samples, so that large shares count for more. `engine` picks how gradients are
-    computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
+    here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's
+    gradients by n * samples_i / total samples, so that large shares count for more. `engine` picks how
+    gradients are computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
@@ -200,7 +200,9 @@ class Simulation:
 
     def scored(self, iterate: Iterate) -> Iterate:
         """The iterate with its scores."""
-        return replace(iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers, self.world, self._judges))
+        return replace(
+            iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers, self.world, self._judges)
+        )
 
     def collected(self, iterate: Iterate) -> Iterate:
         """The iterate with the rows of all agents on the first rank, where files are written; elsewhere as
@@ -217,21 +219,21 @@ class Simulation:
 
     def dealt(self, whole: Iterate | None) -> Iterate:
         """The own rows of an iterate `whole`, which the first rank has and the others need not."""
-        world, like = self.world, self.start(0)
+        world = self.world
         if world.group.size == 1 and whole is not None:
             return whole
-        facts = [whole.round, whole.sent.tolist()] if whole is not None else None
-        round, sent = world.group.said_by(0, facts)
-        stacked = None if whole is None else _stacked(whole.buffers)
-        own = {
-            name: world.deal(stacked and stacked[name], rows)
-            for name, rows in _stacked(like.buffers).items()
+        like = self.start(0)
+        source = like if whole is None else whole
+        round, sent = world.group.said_by(0, [source.round, source.sent.tolist()])
+        buffers = {
+            name: world.deal(rows.to(like.buffers[0][name].device))
+            for name, rows in _stacked(source.buffers).items()
         }
         return Iterate(
             round=round,
-            x=world.deal(whole and whole.x, like.x),
-            state={name: world.deal(whole and whole.state[name], rows) for name, rows in like.state.items()},
-            buffers=_unstacked(own, len(like.x)),
+            x=world.deal(source.x.to(like.x.device)),
+            state={name: world.deal(source.state[name].to(rows.device)) for name, rows in like.state.items()},
+            buffers=_unstacked(buffers, len(like.x)),
             sent=torch.tensor(sent),
         )
 

@@ -71,7 +71,7 @@ def evaluate(
 
 
 def consensus_distance(x: Tensor, world: World | None = None) -> float:
-    """sqrt(mean_i ||x_i - x̄||²) for `x: [n, d]`, or for the rows held here in a world of several processes."""
+    """sqrt(mean_i ||x_i - x̄||²) for `x: [n, d]`; of several processes, each brings the rows it holds."""
     world = World(len(x)) if world is None else world
     distances = (x - world.mean(x)).norm(dim=1)
     return float(world.gather(distances).norm() / world.n**0.5)

@@ -1,7 +1,7 @@
 """The processes that torchrun started, on one machine or several, as one `Group`.
 
-Point to point through torch.distributed: NCCL for tensors on a GPU, gloo for those on the CPU. Nothing else of
-it is used: its collectives may sum in any order, and its object functions unpickle what they receive.
+Point to point through torch.distributed: NCCL for tensors on a GPU, gloo for those on the CPU. Nothing else
+of it is used: its collectives may sum in any order, and its object functions unpickle what they receive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from p2pqg.errors import ConfigError, TransportError
 from .world import Group
 
 TIMEOUT_S = 600.0
-"""How long a rank waits for another before it gives up: more than the slowest evaluation or checkpoint takes."""
+"""How long a rank waits for another before it gives up; an evaluation or a checkpoint takes less."""
 
 
 class Ranks(Group):
@@ -42,7 +42,7 @@ class Ranks(Group):
             return
         try:
             for work in dist.batch_isend_irecv(operations):
-                work.wait()
+                work.wait(timedelta(seconds=self.timeout_s))
         except RuntimeError as error:
             raise TransportError(
                 f"rank {self.rank}: another rank is gone, or silent for {self.timeout_s:g} s: "
@@ -72,7 +72,7 @@ def joined(timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     except RuntimeError as error:
         raise TransportError(f"the ranks cannot meet: {str(error).splitlines()[0]}") from error
     ranks = Ranks(timeout_s)
@@ -82,10 +82,10 @@ def joined(timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
             sys.exit(130)  # without the checkpoint, for which all ranks would be needed
         ranks.interrupted = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # They stay: torchrun ends whoever has not left when the first rank has, and all shall say why they leave.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         yield ranks
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         dist.destroy_process_group()

@@ -42,8 +42,8 @@ def record(
     A run that was stopped and resumed leaves the files, bit for bit, of one that never stopped (but for
     the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate.
 
-    In a `group` of several processes all call this alike; the first one reads and writes the folder and the others
-    need not see it. A checkpoint does not depend on their number, so another number can go on from it.
+    In a `group` of several processes all call this alike; only the first one reads and writes the folder. A
+    checkpoint does not depend on how many they are, so a run can go on over another number of them.
 
     `threads` of torch: None is 1 where agents are looped over, because threads wait for each other at every
     operation of a small model (with two, a run of small models takes no less time and up to twice the CPU
@@ -71,8 +71,8 @@ def record(
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
 
     def costs() -> dict[str, Any]:
-        """Seconds of all processes, their imports included, and bytes between them, with those of the run that
-        this one resumes."""
+        """Seconds (of CPU: of all processes, imports included) and bytes between processes, with those of
+        the run that this one resumes."""
         cpu_s, *sent = group.total([time.process_time(), *group.sent_bytes.values()])
         before = spent["bytes_between_ranks"]
         return {

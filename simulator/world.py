@@ -1,15 +1,15 @@
-"""The processes that share one simulation out, and what each must ask of the others.
+"""The processes that share one simulation, and what each must ask of the others.
 
-A `Group` is who there is: this process alone, or one of the ranks that torchrun started (`ranks.Group`). Its one
-way to move numbers is `swap`, point to point. A `World` shares n agents out over a group in blocks of consecutive
-numbers, each held stacked `[n_r, ...]` by its rank, and answers from there: the rows that a mixing matrix reaches,
-exact means, rows of everyone. In a world of one process every answer is at hand and nothing is copied.
+A `Group` is who there is: this process alone, or one of the ranks that torchrun started (`Ranks`). Its one
+way to move numbers is `swap`, point to point. A `World` shares n agents out over a group in blocks of
+consecutive numbers, each held stacked `[n_r, ...]` by its rank, and hands out what a round needs of others:
+the rows that a mixing matrix reaches (`Reach`), exact means, rows of everyone. For one process nothing is
+copied.
 
-Numbers come out alike however many processes there are: rows are handed on as they are and summed in order of
-the agents' numbers, so mixing by a sparse W is bit for bit that of one process, and an exact mean is the sum of
-the ranks' sums in order of ranks. Decided against: collective reductions, whose order of summation is the
-library's; and a reduction that keeps the order of agents for means too, which would send every agent's row where
-one row a rank is enough.
+Results hardly depend on the number of processes: rows are handed on as they are and summed in order of the
+agents' numbers, so a sparse W mixes bit for bit as in one process; an exact mean is the sum of the ranks'
+sums in a fixed order. Decided against: collective reductions, whose order is the library's; and means in
+order of agents, for which every agent's row would travel where one row a rank is enough.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from p2pqg.topology import Graph
 class Group:
     """The processes of one simulation; as it is, this one alone.
 
-    All of them call the same methods in the same order, except inside `together`. `interrupted` says whether
-    somebody asked this process to stop, and `sent_bytes` what it has sent to others, by kind: "gossip" rows that
-    cross in an exchange, "means" for exact averages, "gathered" rows for scores, checkpoints and results, and
-    "control".
+    All of them call the same methods in the same order. `interrupted` says whether somebody asked this
+    process to stop, and `sent_bytes` what it has sent to others, by kind: rows that cross in an exchange
+    ("gossip"), sums for exact averages ("means"), rows for scores, checkpoints and results ("gathered"),
+    and the rest ("control").
     """
 
     rank = 0
@@ -58,7 +58,8 @@ class Group:
     def swap(self, kind: str, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
         """Send a tensor to each rank of `outgoing` and fill those of `incoming` with what their ranks send.
 
-        All are contiguous, and both ends know shape and dtype. Raises `TransportError` if a rank is gone or silent.
+        All are contiguous, and both ends know shape and dtype. Raises `TransportError` if a rank is gone or
+        silent.
         """
         self.sent_bytes[kind] += sum(tensor.nbytes for tensor in outgoing.values())
         if outgoing or incoming:
@@ -129,26 +130,29 @@ class World:
         self.n, self.group = n, group or Group()
         size = self.group.size
         if size > n:
-            raise ConfigError(f"expected at most {n} processes, one for each agent, found {size}", key="agents")
+            raise ConfigError(
+                f"expected at most {n} processes, one for each agent, found {size}", key="agents"
+            )
         self.shares = [range(rank * n // size, (rank + 1) * n // size) for rank in range(size)]
         self.agents = self.shares[self.group.rank]
 
     def mean(self, v: Tensor) -> Tensor:
-        """Exact mean `[...]` over all agents of what `v: [n_r, ...]` are the own rows of.
+        """Exact mean `[...]` over all agents, from the own rows `v: [n_r, ...]`.
 
-        Every rank adds up one part of the vector for all and hands it on, so that each sends 2 (R - 1) / R vectors.
+        Each of R ranks adds up one part of the vector for all and hands it on, so that all together send
+        2 (R - 1) vectors.
         """
         group = self.group
         if group.size == 1:
             return v.mean(0)
         total = v.sum(0)
         flat = total.view(-1)
-        parts = [flat[rank * len(flat) // group.size : (rank + 1) * len(flat) // group.size]
-                 for rank in range(group.size)]  # fmt: skip
+        parts = torch.tensor_split(flat, group.size)
         own = parts[group.rank]
         sums = own.new_empty(group.size, len(own))
         sums[group.rank] = own
-        group.swap("means", {rank: parts[rank] for rank in group.others}, {rank: sums[rank] for rank in group.others})
+        heard = {rank: sums[rank] for rank in group.others}
+        group.swap("means", {rank: parts[rank] for rank in group.others}, heard)
         own.copy_(sums.sum(0).div_(self.n))
         group.swap("means", dict.fromkeys(group.others, own), {rank: parts[rank] for rank in group.others})
         return total
@@ -174,15 +178,15 @@ class World:
         self.group.swap("gathered", {}, {rank: self._rows(rows, rank) for rank in self.group.others})
         return rows
 
-    def deal(self, v: Tensor | None, like: Tensor) -> Tensor:
-        """The own rows, shaped like `like: [n_r, ...]`, of `v: [n, ...]` on the first rank; None elsewhere."""
-        if v is None:
-            own = torch.empty_like(like, memory_format=torch.contiguous_format)
-            self.group.swap("gathered", {}, {0: own})
-            return own
-        v = v.to(like.device)
-        self.group.swap("gathered", {rank: self._rows(v, rank) for rank in self.group.others}, {})
-        return self._rows(v, 0)
+    def deal(self, v: Tensor) -> Tensor:
+        """The own rows of `v: [n, ...]` on the first rank; elsewhere `v: [n_r, ...]` tells their shape and
+        dtype."""
+        if self.group.first:
+            self.group.swap("gathered", {rank: self._rows(v, rank) for rank in self.group.others}, {})
+            return self._rows(v, 0)
+        own = torch.empty_like(v, memory_format=torch.contiguous_format)
+        self.group.swap("gathered", {}, {0: own})
+        return own
 
     def _with_own(self, v: Tensor) -> Tensor:
         rows = v.new_empty(self.n, *v.shape[1:])
@@ -242,5 +246,3 @@ class Reach:
 
 def _wanted(graph: Graph, share: range) -> list[int]:
     return sorted({*share, *(j for i in share for j in graph.incoming[i])})
-
-

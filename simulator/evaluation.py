@@ -67,14 +67,16 @@ def evaluate(
     verdicts = {i: tasks[i].evaluate(mean, mean_buffers) for i in judging}
     nothing = Evaluation(0.0, None, 0)
     pooled = [e for e in _gathered([verdicts.get(i, nothing) for i in range(len(tasks))], world) if e.samples]
-    return Scores(local, _pooled(pooled), consensus_distance(x, world))
+    return Scores(local, _pooled(pooled), _distance(x, mean, world))
 
 
-def consensus_distance(x: Tensor, world: World | None = None) -> float:
-    """sqrt(mean_i ||x_i - x̄||²) for `x: [n, d]`; of several processes, each brings the rows it holds."""
-    world = World(len(x)) if world is None else world
-    distances = (x - world.mean(x)).norm(dim=1)
-    return float(world.gather(distances).norm() / world.n**0.5)
+def consensus_distance(x: Tensor) -> float:
+    """sqrt(mean_i ||x_i - x̄||²) for `x: [n, d]`."""
+    return _distance(x, x.mean(0), World(len(x)))
+
+
+def _distance(x: Tensor, mean: Tensor, world: World) -> float:
+    return float(world.gather((x - mean).norm(dim=1)).norm() / world.n**0.5)
 
 
 def average_buffers(buffers: Sequence[Buffers], world: World | None = None) -> Buffers:

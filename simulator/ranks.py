@@ -68,7 +68,7 @@ def joined(timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
             "--engine distributed ...), found none of its variables",
             where="command line", key="engine",
         )  # fmt: skip
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # NCCL wants one each
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:

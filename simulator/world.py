@@ -71,10 +71,12 @@ class Group:
 
     def largest(self, value: int) -> int:
         """The largest of all ranks' values."""
+        if self.size == 1:
+            return value
         own = torch.tensor([int(value)])
         heard = {rank: torch.empty_like(own) for rank in self.others}
         self.swap("control", dict.fromkeys(self.others, own), heard)
-        return max(value, *map(int, heard.values())) if heard else value
+        return max(value, *map(int, heard.values()))
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in their order."""

@@ -27,6 +27,8 @@ from p2pqg_simulator.simulate import settings_from
 from p2pqg_simulator.swarm import free_ports
 
 OPTIONS: dict[str, Any] = {"agents": 5, "task": "quadratic", "dtype": "float64", "lr": 0.05}
+pytestmark = pytest.mark.timeout(300)  # on a busy machine the imports alone take long
+
 Start = Callable[..., "list[Rank]"]
 
 
@@ -44,7 +46,7 @@ class Rank:
 
     def end(self) -> tuple[int | None, str]:
         """Exit code and the last line of stderr."""
-        self.process.join(90)
+        self.process.join(200)
         return self.process.exitcode, (self.errors.read_text().strip().splitlines() or [""])[-1]
 
 
@@ -90,7 +92,7 @@ def finished(ranks: list[Rank]) -> list[tuple[int | None, str]]:
 
 
 def wait_for_rounds(folder: RunFolder, rounds: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not (folder.metrics.exists() and len(read_metrics(folder.metrics)) >= rounds):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -173,13 +175,13 @@ def test_a_mistake_on_ranks_is_everybodys(tmp_path: Path, start: Start) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_or_silent_rank_ends_the_others(number: int, tmp_path: Path, start: Start) -> None:
     survivor, victim = start(
-        2, *command("dsgd", "ring", {}, 10**6), "--rank-timeout", 3, "--out", tmp_path / "out"
+        2, *command("dsgd", "ring", {}, 10**6), "--rank-timeout", 5, "--out", tmp_path / "out"
     )
     wait_for_rounds(RunFolder(tmp_path / "out"), 3)
     victim.send(number)
     code, error = survivor.end()
     assert code == 1
-    assert "Error: rank 0: another rank is gone, or silent for 3 s" in error
+    assert "Error: rank 0: another rank is gone, or silent for 5 s" in error
 
 
 def test_an_interrupted_run_can_go_on(tmp_path: Path, start: Start) -> None:

@@ -171,7 +171,7 @@ def whole_process() -> dict[str, float]:
     return costs
 
 
-def small_dense(n: int) -> list[SupervisedTask]:
+def small_dense(n: int, samples: int = 512) -> list[SupervisedTask]:
     """64-64-64-10 networks on random data, batch 32."""
 
     def network() -> nn.Module:
@@ -180,7 +180,7 @@ def small_dense(n: int) -> list[SupervisedTask]:
     random = seeds.generator(0, "benchmark")
 
     def data() -> tuple[Tensor, Tensor]:
-        return torch.randn(512, 64, generator=random), torch.randint(0, 10, (512,), generator=random)
+        return torch.randn(samples, 64, generator=random), torch.randint(0, 10, (samples,), generator=random)
 
     return [SupervisedTask(network, data(), data(), agent=name, seed=0) for name in agent_names(n)]
 

@@ -21,9 +21,11 @@ from .engine import Iterate
 from .folder import RunFolder
 from .live import live
 from .options import read_settings, settings_options
+from .ranks import TIMEOUT_S, joined, started_by_torchrun
 from .record import record
 from .simulate import make_tasks
 from .swarm import Swarm, run, settings_of
+from .world import Group
 
 
 @click.command()
@@ -31,31 +33,62 @@ from .swarm import Swarm, run, settings_of
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, with its settings.")
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
-@click.option("--engine", type=click.Choice(["auto", "loop", "vmap"]), default="auto", show_default=True,
-              help="How gradients of all agents are computed.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["auto", "loop", "vmap", "distributed"]), default="auto",
+              show_default=True, help="How gradients of all agents are computed; distributed: by the "
+              "processes that torchrun started, each for its share of the agents.")  # fmt: skip
+@click.option("--rank-timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S,
+              metavar="SECONDS", show_default=True,
+              help="How long one of these processes waits for another.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Threads of torch.  [1 with loop, which suits small models; else all cores]")  # fmt: skip
 def simulate(
-    out: Path, resume: bool, stop_after: int | None, engine: Any, threads: int | None, **options: Any
+    out: Path,
+    resume: bool,
+    stop_after: int | None,
+    engine: Any,
+    rank_timeout: float,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Train all agents of a network on this host."""
     allocator.pin()  # temporaries of all agents together are megabytes
-    before = _settings_of(RunFolder(out)) if resume else None
-    settings = read_settings(options, before)
-    with _progress(settings) as observe:
-        summary = record(
-            settings,
-            out,
-            engine=engine,
-            threads=threads,
-            resume=resume,
-            stop_after=stop_after,
-            observe=observe,
-        )
+    with _group(engine, rank_timeout) as group:
+        before = _settings_of(RunFolder(out), group) if resume else None
+        with group.together():
+            settings = read_settings(options, before)
+        if group.differs(settings.model_dump(mode="json")):
+            raise ConfigError("expected the same settings on every rank, found different ones")
+        with _progress(settings, shown=group.first) as observe:
+            summary = record(
+                settings,
+                out,
+                engine="auto" if engine == "distributed" else engine,
+                threads=threads,
+                resume=resume,
+                stop_after=stop_after,
+                observe=observe,
+                group=group,
+            )
+    if not group.first:
+        return
     if summary is None:
         click.echo(f"stopped after round {stop_after}; go on with --resume --out {out}")
     else:
         Console().print(_result(summary), f"Results are in {out}", sep="\n")
+
+
+@contextmanager
+def _group(engine: str, timeout_s: float) -> Iterator[Group]:
+    """This process alone, or with those that torchrun started."""
+    if engine == "distributed":
+        with joined(timeout_s) as ranks:
+            yield ranks
+    elif started_by_torchrun():
+        raise ConfigError(
+            f"expected distributed under torchrun, found {engine}", where="command line", key="engine"
+        )
+    else:
+        yield Group()
 
 
 @click.command()
@@ -106,15 +139,20 @@ def parameter_difference(a: RunFolder, b: RunFolder) -> str:
     return f"{float((x.double() - y.double()).abs().max()):.3g}"
 
 
-def _settings_of(folder: RunFolder) -> SimulationSettings:
-    if not folder.checkpoint.exists():
-        raise ConfigError("expected a run to resume, found no checkpoint", where=str(folder.path))
-    _, meta = folder.load_iterate(torch.device("cpu"))
-    return validate(SimulationSettings, meta["settings"], where=str(folder.checkpoint))
+def _settings_of(folder: RunFolder, group: Group) -> SimulationSettings:
+    """The settings of the run in a folder that only the first process needs to see."""
+    meta: dict[str, Any] = {}
+    with group.together():
+        if group.first and not folder.checkpoint.exists():
+            raise ConfigError("expected a run to resume, found no checkpoint", where=str(folder.path))
+        if group.first:
+            _, meta = folder.load_iterate(torch.device("cpu"))
+    saved = group.said_by(0, meta.get("settings"))
+    return validate(SimulationSettings, saved, where=str(folder.checkpoint))
 
 
 @contextmanager
-def _progress(settings: SimulationSettings) -> Iterator[Callable[[Iterate], None]]:
+def _progress(settings: SimulationSettings, *, shown: bool = True) -> Iterator[Callable[[Iterate], None]]:
     """Shows each iterate on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
@@ -124,7 +162,7 @@ def _progress(settings: SimulationSettings) -> Iterator[Callable[[Iterate], None
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
         bar = progress.add_task("training", total=settings.rounds, note="")
 
         def observe(iterate: Iterate) -> None:

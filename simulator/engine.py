@@ -24,9 +24,10 @@ from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Task, with_full_gradient
 from p2pqg.topology import Topology
 
-from .evaluation import Scores, evaluate
+from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
-from .mixing import product
+from .mixing import Product, product
+from .world import Reach, World
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Iterate:
     """Everything after `round` completed rounds.
 
     `x: [n, d]` are the agents' parameters, `state` what the algorithm keeps, `buffers` the model state that
-    is never mixed (one mapping an agent) and `sent: [n]` the bytes each agent would have sent. An exact
+    is never mixed (one mapping an agent); of a simulation shared out over processes these three are of the
+    agents held here, the rest of all. `sent: [n]` are the bytes each agent would have sent. An exact
     average counts as an exchange, which is what it takes on a complete graph and on a star; a centralised
     method has no network and sends nothing. Of the last round: `losses: [n]`, mean over its mini-batches, and
     `lr` of its last step; None before the first round and in gossip-only rounds, which have `agreement`
@@ -58,11 +60,12 @@ class Iterate:
 
 
 class Simulation:
-    """All agents of one network on this host.
+    """All agents of one network, or the share of them that one of several processes holds.
 
-    `tasks[i]` is the learning problem of agent i. `weighting` "samples" scales agent i's gradients by
-    n * samples_i / total samples, so that large shares count for more. `engine` picks how gradients are
-    computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
+    `tasks[i]` is the learning problem of agent i; in a `world` of several processes, of the i-th agent held
+    here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's
+    gradients by n * samples_i / total samples, so that large shares count for more. `engine` picks how
+    gradients are computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
@@ -78,30 +81,45 @@ class Simulation:
         weighting: Literal["uniform", "samples"] = "uniform",
         engine: Engine = "auto",
         device: torch.device | str = "cpu",
+        world: World | None = None,
     ) -> None:
-        if len(tasks) != topology.n:
-            raise ConfigError(f"expected {len(tasks)} agents, one a task, found {topology.n}", key="topology")
-        if any(task.spec != tasks[0].spec for task in tasks):
-            raise ConfigError("expected the same model on every agent, found different ones", key="task")
-        if algorithm.needs_full_gradient:
-            for task in tasks:
-                with_full_gradient(task)
+        self.world = World(topology.n) if world is None else world
+        held, group = self.world.agents, self.world.group
+        with group.together():
+            if len(tasks) != len(held):
+                raise ConfigError(
+                    f"expected {len(tasks)} agents, one a task, found {len(held)}", key="topology"
+                )
+            if any(task.spec != tasks[0].spec for task in tasks):
+                raise ConfigError("expected the same model on every agent, found different ones", key="task")
+            if algorithm.needs_full_gradient:
+                for task in tasks:
+                    with_full_gradient(task)
+            self.gradients = gradients(tasks, engine)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
         self.names = agent_names(topology.n) if names is None else tuple(names)
         self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
-        self.gradients = gradients(tasks, engine)
-        self._products = [product(graph.matrix(), self.spec.dtype, self.device) for graph in topology.graphs]
+        if group.differs([self.spec.fingerprint, str(self.spec.dtype)]):
+            raise ConfigError("expected the same model on every rank, found different ones", key="task")
+        if group.differs(self.gradients.name):
+            self.gradients = gradients(tasks, "loop")
+        self._reaches = [Reach(self.world, graph) for graph in topology.graphs]
+        self._products = [
+            product(graph.matrix(), self.spec.dtype, self.device, held, reach.agents)
+            for graph, reach in zip(topology.graphs, self._reaches, strict=True)
+        ]
         self._out_bytes = [
             torch.tensor([len(out) for out in graph.outgoing]) * self.spec.d * self.spec.dtype.itemsize
             for graph in topology.graphs
         ]
         samples = torch.tensor([task.samples for task in tasks], dtype=torch.float64)
-        scale = samples * self.n / samples.sum()
+        scale = samples * self.n / self.world.gather(samples).sum()
         self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
+        self._judges = judges(tasks, self.world)
 
     def start(self, seed: int) -> Iterate:
         """Every agent at the same initial parameters."""
-        x = self.tasks[0].init(seed).to(self.device).expand(self.n, -1).contiguous()
+        x = self.tasks[0].init(seed).to(self.device).expand(len(self.tasks), -1).contiguous()
         buffers = tuple(task.buffers() for task in self.tasks)
         return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
 
@@ -110,7 +128,7 @@ class Simulation:
         round = iterate.round
         lrs = self._lrs(round)
         buffers, losses, exchanged = list(iterate.buffers), [], 0
-        must_be_finite = partial(self._require_finite, round=round + 1)
+        must_be_finite, mixed = partial(self._require_finite, round=round + 1), self._product(round)
 
         def answer(effect: Effect) -> Answer:
             nonlocal exchanged
@@ -130,7 +148,7 @@ class Simulation:
                 case Mix(vectors):
                     must_be_finite("model", *vectors)
                     exchanged += len(vectors)
-                    return tuple(map(self._product(round), vectors))
+                    return tuple(mixed(self._reached(v, round)) for v in vectors)
                 case Mean(vectors):
                     must_be_finite("gradient", *vectors)
                     exchanged += 0 if self.algorithm.centralised else len(vectors)
@@ -145,7 +163,7 @@ class Simulation:
             state=state,
             buffers=tuple(buffers),
             sent=iterate.sent + exchanged * self._out_bytes[round % self.topology.period],
-            losses=torch.stack(losses).mean(0),
+            losses=self.world.gather(torch.stack(losses).mean(0)),
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 
@@ -165,12 +183,13 @@ class Simulation:
         iterate = start
         while not agreement.done:
             round = iterate.round
-            measured = self._disagreement(iterate) if agreement.measures else 0.0
+            reached = self._reached(iterate.x, round)
+            measured = self._disagreement(iterate.x, reached, round) if agreement.measures else 0.0
             agreement = agreement.after(measured, heard=0.0)
             iterate = replace(
                 iterate,
                 round=round + 1,
-                x=self._product(round)(iterate.x),
+                x=self._product(round)(reached),
                 sent=iterate.sent + self._out_bytes[round % self.topology.period],
                 losses=None,
                 lr=None,
@@ -181,35 +200,81 @@ class Simulation:
 
     def scored(self, iterate: Iterate) -> Iterate:
         """The iterate with its scores."""
-        return replace(iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers))
+        return replace(
+            iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers, self.world, self._judges)
+        )
+
+    def collected(self, iterate: Iterate) -> Iterate:
+        """The iterate with the rows of all agents on the first rank, where files are written; elsewhere as
+        it is."""
+        if self.world.group.size == 1:
+            return iterate
+        stacked = {name: self.world.collect(rows) for name, rows in _stacked(iterate.buffers).items()}
+        return replace(
+            iterate,
+            x=self.world.collect(iterate.x),
+            state={name: self.world.collect(rows) for name, rows in iterate.state.items()},
+            buffers=_unstacked(stacked, self.n if self.world.group.first else len(iterate.x)),
+        )
 
     def _lrs(self, round: int) -> Sequence[Rate]:
         """The learning rate of each local step of a round."""
         return self.schedule.steps(round, self.algorithm.local_steps)
 
     def _mean(self, v: Tensor) -> Tensor:
-        """The exact average of `v: [n, d]`, for every agent."""
-        return v.mean(0, keepdim=True).expand_as(v)
+        """The exact average of all agents' rows, for each of those held here: `[n, d]`."""
+        return self.world.mean(v).expand_as(v)
 
-    def _product(self, round: int) -> partial[Tensor]:
-        return partial(self._products[round % self.topology.period])
+    def dealt(self, whole: Iterate | None) -> Iterate:
+        """The own rows of an iterate `whole`, which the first rank has and the others need not."""
+        world = self.world
+        if world.group.size == 1 and whole is not None:
+            return whole
+        like = self.start(0)
+        source = like if whole is None else whole
+        round, sent = world.group.said_by(0, [source.round, source.sent.tolist()])
+        buffers = {
+            name: world.deal(rows.to(like.buffers[0][name].device))
+            for name, rows in _stacked(source.buffers).items()
+        }
+        return Iterate(
+            round=round,
+            x=world.deal(source.x.to(like.x.device)),
+            state={name: world.deal(source.state[name].to(rows.device)) for name, rows in like.state.items()},
+            buffers=_unstacked(buffers, len(like.x)),
+            sent=torch.tensor(sent),
+        )
 
-    def _disagreement(self, iterate: Iterate) -> float:
+    def _product(self, round: int) -> Product:
+        return self._products[round % self.topology.period]
+
+    def _reached(self, v: Tensor, round: int) -> Tensor:
+        """The rows that this round's product takes."""
+        return self._reaches[round % self.topology.period](v)
+
+    def _disagreement(self, x: Tensor, reached: Tensor, round: int) -> float:
         """max over this round's edges of ||x_j - x_i|| / ||x_i||."""
-        x, graph = iterate.x, self.topology.graph(iterate.round)
+        incoming = self._reaches[round % self.topology.period].incoming
         worst = [
-            (x[list(neighbours)] - x[i]).norm(dim=1).max() / x[i].norm()
-            for i, neighbours in enumerate(graph.incoming)
-            if neighbours
+            (reached[neighbours] - own).norm(dim=1).max() / own.norm() if neighbours else x.new_zeros(())
+            for own, neighbours in zip(x, incoming, strict=True)
         ]
-        return float(torch.stack(worst).max()) if worst else 0.0
+        return float(self.world.gather(torch.stack(worst)).max())
 
     def _require_finite(self, what: str, *vectors: Tensor, round: int) -> None:
         for v in vectors:
             # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
-            if bool(v.sum().isfinite()):
+            if not self.world.group.largest(not v.sum().isfinite()):
                 continue
-            bad = (~v.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            bad = self.world.gather(~v.isfinite().all(dim=1)).nonzero().flatten().tolist()
             if bad:
                 agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
                 raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
+
+
+def _stacked(buffers: Sequence[Buffers]) -> dict[str, Tensor]:
+    return {name: torch.stack([own[name] for own in buffers]) for name in buffers[0]}
+
+
+def _unstacked(stacked: dict[str, Tensor], n: int) -> tuple[Buffers, ...]:
+    return tuple({name: rows[i] for name, rows in stacked.items()} for i in range(n))

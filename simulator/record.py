@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .engine import Iterate, Simulation
 from .folder import RunFolder, best
 from .gradients import Engine
 from .simulate import build, effective
+from .world import Group, World
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -33,12 +34,16 @@ def record(
     resume: bool = False,
     stop_after: int | None = None,
     observe: Callable[[Iterate], None] = lambda iterate: None,
+    group: Group | None = None,
 ) -> dict[str, Any] | None:
     """Simulate into the folder `out` (see `RunFolder`) and return the summary.
 
     A checkpoint is written every minute, after `stop_after` rounds, at the end of training and on Ctrl-C.
     A run that was stopped and resumed leaves the files, bit for bit, of one that never stopped (but for
     the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate.
+
+    In a `group` of several processes all call this alike; only the first one reads and writes the folder. A
+    checkpoint does not depend on how many they are, so a run can go on over another number of them.
 
     `threads` of torch: None is 1 where agents are looped over, because threads wait for each other at every
     operation of a small model (with two, a run of small models takes no less time and up to twice the CPU
@@ -48,41 +53,59 @@ def record(
     (more rounds are allowed), and `StorageError` if files cannot be written or read.
     """
     began_s = time.monotonic()
+    group = Group() if group is None else group
+    world = World(settings.agents, group)
     settings = effective(settings)
     folder = RunFolder(out)
     saved: Iterate | None = None
-    spent = {"wall_s": 0.0, "cpu_s": 0.0}
-    if resume:
-        saved, meta = folder.load_iterate(torch.device("cpu"))
-        _require_same(meta["settings"], settings.model_dump(mode="json"), where=str(folder.checkpoint))
-        engine, spent = meta["engine"], meta["spent"]
-    elif folder.used:
-        raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
-    simulation = build(settings, engine=engine)
-    folder.create()
+    spent = {"wall_s": 0.0, "cpu_s": 0.0, "bytes_between_ranks": dict.fromkeys(group.sent_bytes, 0)}
+    with group.together():
+        if group.first and resume:
+            saved, meta = folder.load_iterate(torch.device("cpu"))
+            _require_same(meta["settings"], settings.model_dump(mode="json"), where=str(folder.checkpoint))
+            engine, spent = meta["engine"], spent | meta["spent"]
+        elif group.first and folder.used:
+            raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
+    engine, spent = group.said_by(0, [engine, spent])
+    simulation = build(settings, engine=engine, world=world)
+    last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
 
-    def costs() -> dict[str, float]:
-        """Seconds of this process, its imports included, and of those that the run was resumed from."""
+    def costs() -> dict[str, Any]:
+        """Seconds (of CPU: of all processes, imports included) and bytes between processes, with those of
+        the run that this one resumes."""
+        cpu_s, *sent = group.total([time.process_time(), *group.sent_bytes.values()])
+        before = spent["bytes_between_ranks"]
         return {
             "wall_s": spent["wall_s"] + time.monotonic() - began_s,
-            "cpu_s": spent["cpu_s"] + time.process_time(),
+            "cpu_s": spent["cpu_s"] + cpu_s,
+            "bytes_between_ranks": {
+                kind: before[kind] + int(now) for kind, now in zip(group.sent_bytes, sent, strict=True)
+            },
         }
 
     def save(iterate: Iterate) -> None:
         meta = {"settings": settings.model_dump(mode="json"), "engine": simulation.gradients.name}
-        folder.save_iterate(iterate, {**meta, "spent": costs()})
+        meta["spent"], whole = costs(), simulation.collected(iterate)
+        with group.together():
+            if group.first:
+                folder.save_iterate(whole, meta)
 
     if threads is None and simulation.gradients.name == "loop":
         threads = 1
-    last = simulation.start(settings.seed) if saved is None else saved
-    with (
-        _torch_threads(threads),
-        MetricsWriter(folder.metrics, resume_after=None if saved is None else saved.round) as metrics,
-    ):
+    with _torch_threads(threads), ExitStack() as files:
+        metrics: MetricsWriter | None = None
+        with group.together():
+            if group.first:
+                folder.create()
+                metrics = files.enter_context(
+                    MetricsWriter(folder.metrics, resume_after=last.round if resume else None)
+                )
 
         def watch(iterate: Iterate) -> None:
-            metrics.write(iterate.round, _measurements(iterate))
-            observe(iterate)
+            with group.together():
+                if metrics is not None:
+                    metrics.write(iterate.round, _measurements(iterate))
+                observe(iterate)
 
         try:
             saved_s = time.monotonic()
@@ -92,7 +115,9 @@ def record(
                 if iterate.round == stop_after and stop_after < settings.rounds:
                     save(iterate)
                     return None
-                if time.monotonic() - saved_s > CHECKPOINT_EVERY_S:
+                if group.largest(group.interrupted):
+                    raise KeyboardInterrupt
+                if group.largest(group.first and time.monotonic() - saved_s > CHECKPOINT_EVERY_S):
                     save(iterate)
                     saved_s = time.monotonic()
         except KeyboardInterrupt:
@@ -103,11 +128,16 @@ def record(
         for last in simulation.agree(trained, settings.finish.tolerance, settings.finish.max_rounds):
             watch(last)
         last = last if last.scores else simulation.scored(last)
-        summary = _summary(settings, simulation, folder, trained, last) | costs()
-        card = {key: summary[key] for key in ("settings", "parameters", "final", "versions")}
-        folder.save_models(simulation.spec, last.x, last.buffers, simulation.names, card)
-        folder.save_summary(summary)
-        return summary
+        last, total = simulation.collected(last), costs()
+        summary: dict[str, Any] = {}
+        with group.together():
+            if group.first:
+                summary = _summary(settings, simulation, folder, trained, last) | total
+                card = {key: summary[key] for key in ("settings", "parameters", "final", "versions")}
+                folder.save_models(simulation.spec, last.x, last.buffers, simulation.names, card)
+                folder.save_summary(summary)
+        told: dict[str, Any] = group.said_by(0, summary)
+        return told
 
 
 @contextmanager
@@ -141,6 +171,7 @@ def _summary(
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
         "engine": simulation.gradients.name,
+        "ranks": simulation.world.group.size,
         "agents": list(simulation.names),
         "parameters": simulation.spec.d,
         "rounds": trained.round,

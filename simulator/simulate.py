@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation
 from .gradients import Engine
+from .world import World
 
 OPTIONS = {
     "agents": "agents",
@@ -76,28 +77,37 @@ def build(
     engine: Engine = "auto",
     make_task: TaskFactory | None = None,
     base: Path = Path(),
+    world: World | None = None,
 ) -> Simulation:
-    """The simulation that settings describe. `make_task` takes the place of the task they name, whose file
-    is looked up from `base`."""
+    """The simulation that settings describe, or in a `world` of several processes this one's share of it.
+    `make_task` takes the place of the task they name, whose file is looked up from `base`."""
+    world = World(settings.agents) if world is None else world
+    with world.group.together():
+        tasks = make_tasks(settings, make_task, base, world.agents)
     return Simulation(
-        make_tasks(settings, make_task, base),
+        tasks,
         settings.graph,
         settings.algorithm.build(),
         settings.schedule.build(),
         names=settings.names,
         weighting=settings.task.weighting,
         engine=engine,
+        world=world,
     )
 
 
 def make_tasks(
-    settings: SimulationSettings, make_task: TaskFactory | None = None, base: Path = Path()
+    settings: SimulationSettings,
+    make_task: TaskFactory | None = None,
+    base: Path = Path(),
+    agents: Sequence[int] | None = None,
 ) -> list[Task]:
-    """The learning problems of all agents, in order of their names."""
+    """The learning problems of all agents, or of those of the given numbers, in order of their names."""
     settings = effective(settings)
     names = settings.names
     factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
-    return [factory(settings.context(name, names)) for name in names]
+    chosen = names if agents is None else [names[i] for i in agents]
+    return [factory(settings.context(name, names)) for name in chosen]
 
 
 def effective(settings: SimulationSettings) -> SimulationSettings:

@@ -122,6 +122,7 @@ def test_directed_rounds_know_who_sends_and_who_receives() -> None:
         ("ring", 1, 0),
         ("ring", 2, 1),
         ("ring", 9, 4),
+        ("ring", 1000, 500),
         ("complete", 6, 1),
         ("star", 6, 2),
         ("torus", 16, 4),

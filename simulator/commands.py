@@ -19,6 +19,7 @@ from p2pqg.errors import ConfigError
 
 from .engine import Iterate
 from .folder import RunFolder
+from .gradients import ENGINES
 from .live import live
 from .options import read_settings, settings_options
 from .record import record
@@ -31,12 +32,20 @@ from .swarm import Swarm, run, settings_of
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, with its settings.")
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
-@click.option("--engine", type=click.Choice(["auto", "loop", "vmap"]), default="auto", show_default=True,
-              help="How gradients of all agents are computed.")  # fmt: skip
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
+              help="How gradients of all agents are computed: one after the other (loop), likewise with the "
+              "model compiled for a long run (compile), or in one batch (vmap).")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1),
-              help="Threads of torch.  [1 with loop, which suits small models; else all cores]")  # fmt: skip
+              help="Threads of torch.  [all cores with vmap; else 1, which suits small models]")  # fmt: skip
 def simulate(
-    out: Path, resume: bool, stop_after: int | None, engine: Any, threads: int | None, **options: Any
+    out: Path,
+    resume: bool,
+    stop_after: int | None,
+    engine: Any,
+    device: str,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Train all agents of a network on this host."""
     allocator.pin()  # temporaries of all agents together are megabytes
@@ -47,6 +56,7 @@ def simulate(
             settings,
             out,
             engine=engine,
+            device=device,
             threads=threads,
             resume=resume,
             stop_after=stop_after,

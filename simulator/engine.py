@@ -26,7 +26,9 @@ from p2pqg.topology import Topology
 
 from .evaluation import Scores, evaluate
 from .gradients import Engine, gradients
+from .memory import Footprint, footprint
 from .mixing import product
+from .placement import device_named, place
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,8 @@ class Simulation:
 
     `tasks[i]` is the learning problem of agent i. `weighting` "samples" scales agent i's gradients by
     n * samples_i / total samples, so that large shares count for more. `engine` picks how gradients are
-    computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
+    computed (see `gradients`); of a known number of `rounds`, "auto" takes the length into account.
+    Parameters, samples and modules live on `device`, to which tasks are moved.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
@@ -78,6 +81,7 @@ class Simulation:
         weighting: Literal["uniform", "samples"] = "uniform",
         engine: Engine = "auto",
         device: torch.device | str = "cpu",
+        rounds: int | None = None,
     ) -> None:
         if len(tasks) != topology.n:
             raise ConfigError(f"expected {len(tasks)} agents, one a task, found {topology.n}", key="topology")
@@ -88,8 +92,10 @@ class Simulation:
                 with_full_gradient(task)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
         self.names = agent_names(topology.n) if names is None else tuple(names)
-        self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
-        self.gradients = gradients(tasks, engine)
+        self.spec, self.n, self.device = tasks[0].spec, topology.n, device_named(device)
+        place(tasks, self.device)
+        calls = None if rounds is None else rounds * algorithm.local_steps * self.n
+        self.gradients = gradients(tasks, engine, calls)
         self._products = [product(graph.matrix(), self.spec.dtype, self.device) for graph in topology.graphs]
         self._out_bytes = [
             torch.tensor([len(out) for out in graph.outgoing]) * self.spec.d * self.spec.dtype.itemsize
@@ -182,6 +188,10 @@ class Simulation:
     def scored(self, iterate: Iterate) -> Iterate:
         """The iterate with its scores."""
         return replace(iterate, scores=evaluate(self.tasks, iterate.x, iterate.buffers))
+
+    def footprint(self) -> Footprint:
+        """What training takes of memory."""
+        return footprint(self.tasks, self.algorithm, self.gradients.chunk)
 
     def _product(self, round: int) -> partial[Tensor]:
         return partial(self._products[round % self.topology.period])

@@ -19,6 +19,7 @@ from p2pqg.telemetry import MetricsWriter, read_metrics
 from .engine import Iterate, Simulation
 from .folder import RunFolder, best
 from .gradients import Engine
+from .placement import device_named
 from .simulate import build, effective
 
 CHECKPOINT_EVERY_S = 60.0
@@ -29,6 +30,7 @@ def record(
     out: Path,
     *,
     engine: Engine = "auto",
+    device: torch.device | str = "cpu",
     threads: int | None = None,
     resume: bool = False,
     stop_after: int | None = None,
@@ -42,7 +44,8 @@ def record(
 
     `threads` of torch: None is 1 where agents are looped over, because threads wait for each other at every
     operation of a small model (with two, a run of small models takes no less time and up to twice the CPU
-    time), and torch's own choice for the large operations of a batched pass.
+    time), and torch's own choice for the large operations of a batched pass. `device` is where everything
+    is computed and kept.
 
     Raises `ConfigError` if `out` holds another run, or on resume one with other settings than `settings`
     (more rounds are allowed), and `StorageError` if files cannot be written or read.
@@ -53,12 +56,13 @@ def record(
     saved: Iterate | None = None
     spent = {"wall_s": 0.0, "cpu_s": 0.0}
     if resume:
-        saved, meta = folder.load_iterate(torch.device("cpu"))
+        saved, meta = folder.load_iterate(device_named(device))
         _require_same(meta["settings"], settings.model_dump(mode="json"), where=str(folder.checkpoint))
         engine, spent = meta["engine"], meta["spent"]
     elif folder.used:
         raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
-    simulation = build(settings, engine=engine)
+    with _torch_threads(threads or 1):  # compiled code is for a number of threads
+        simulation = build(settings, engine=engine, device=device)
     folder.create()
 
     def costs() -> dict[str, float]:
@@ -72,7 +76,7 @@ def record(
         meta = {"settings": settings.model_dump(mode="json"), "engine": simulation.gradients.name}
         folder.save_iterate(iterate, {**meta, "spent": costs()})
 
-    if threads is None and simulation.gradients.name == "loop":
+    if threads is None and simulation.gradients.name != "vmap":
         threads = 1
     last = simulation.start(settings.seed) if saved is None else saved
     with (

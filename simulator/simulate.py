@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Task
@@ -13,6 +15,7 @@ from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation
 from .gradients import Engine
+from .memory import require
 
 OPTIONS = {
     "agents": "agents",
@@ -76,10 +79,14 @@ def build(
     engine: Engine = "auto",
     make_task: TaskFactory | None = None,
     base: Path = Path(),
+    device: torch.device | str = "cpu",
 ) -> Simulation:
     """The simulation that settings describe. `make_task` takes the place of the task they name, whose file
-    is looked up from `base`."""
-    return Simulation(
+    is looked up from `base`.
+
+    Raises `ConfigError` for settings that make no sense, and if there is too little memory to train.
+    """
+    simulation = Simulation(
         make_tasks(settings, make_task, base),
         settings.graph,
         settings.algorithm.build(),
@@ -87,7 +94,11 @@ def build(
         names=settings.names,
         weighting=settings.task.weighting,
         engine=engine,
+        device=device,
+        rounds=settings.rounds,
     )
+    require(simulation.footprint().training, simulation.device)
+    return simulation
 
 
 def make_tasks(

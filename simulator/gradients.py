@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
@@ -25,9 +26,11 @@ from p2pqg.tasks.base import Buffers, Task
 from p2pqg.tasks.supervised import Program, SupervisedTask
 
 from .compiled import CompiledProgram
+from .convolution import ConvolutionsAsProducts
 from .memory import cost_of
 
 Engine = Literal["auto", "loop", "vmap", "compile"]
+Convolutions = Literal["grouped", "products"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 FEWEST = 4
@@ -108,7 +111,8 @@ class Compiled(Loop):
 
 class Vmap:
     """One batched pass for all agents whose mini-batches have the same size, `chunk` agents at once (0: as
-    many as have activations of `CHUNK_BYTES`).
+    many as have activations of `CHUNK_BYTES`). Convolutions are grouped ones, or products (the default on an
+    accelerator, see `ConvolutionsAsProducts`).
 
     The training sets of all tasks are moved into one pool, of which the tasks then hold views, so that one
     `index_select` gathers all mini-batches. Agents whose mini-batch is of another size (a short last batch,
@@ -120,7 +124,9 @@ class Vmap:
 
     name: Engine = "vmap"
 
-    def __init__(self, tasks: Sequence[Task], chunk: int = 0) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], chunk: int = 0, convolutions: Convolutions | None = None
+    ) -> None:
         own = _alike(tasks, "vmap")
         first = own[0]
         if any(task.transform != first.transform for task in own):
@@ -129,6 +135,10 @@ class Vmap:
             raise _unfit("vmap", "a model without buffers")
         _give(own, None)
         device = first.train[0].device.type
+        best: Convolutions = "grouped" if device == "cpu" else "products"
+        self._convolutions: Callable[[], AbstractContextManager[object]] = (
+            nullcontext if (convolutions or best) == "grouped" else ConvolutionsAsProducts
+        )
         most = CHUNK_BYTES.get(device, OTHER_CHUNK_BYTES)
         self.chunk = chunk or max(1, most // max(1, cost_of(first).activations))
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
@@ -178,7 +188,8 @@ class Vmap:
         return self._order(epoch)[:, first : first + task.batch_size]
 
     def _shuffled(self, epoch: int) -> Tensor:
-        return torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
+        order = torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
+        return order.to(self._inputs.device)
 
     def _pass(self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Gradients and losses of `x: [k, d]` of some agents on their samples `[k, b]` of the pool."""
@@ -190,7 +201,8 @@ class Vmap:
         inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
         leaves = x.detach().requires_grad_()
-        losses = self._losses(self.spec.views(leaves), inputs, targets)
+        with self._convolutions():
+            losses = self._losses(self.spec.views(leaves), inputs, targets)
         (g,) = torch.autograd.grad(losses.sum(), leaves)
         return g, losses.detach()
 

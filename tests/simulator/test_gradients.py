@@ -14,6 +14,7 @@ from torch import nn
 from p2pqg.errors import ConfigError
 from p2pqg.tasks import SupervisedTask
 from p2pqg.tasks.augmentation import ImageTransform
+from p2pqg.tasks.models import resnet20
 from p2pqg_simulator import gradients as engines
 from p2pqg_simulator.gradients import Compiled, Loop, Vmap, gradients
 
@@ -244,3 +245,43 @@ def test_auto_compiles_long_runs_only_and_says_where_it_cannot(monkeypatch: pyte
         assert gradients(tasks, "auto", long).name == "loop"
     with pytest.raises(ConfigError, match="compiler"):
         gradients(tasks, "compile")
+
+
+@pytest.mark.parametrize("convolutions", ["grouped", "products"])
+def test_convolutions_batched_over_agents_equal_the_loop(convolutions: str) -> None:
+    def module() -> nn.Module:
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 2, 3)),
+            nn.Conv2d(1, 3, (2, 3), padding=1, bias=True),
+            nn.Tanh(),
+            nn.Conv2d(3, 4, 2, stride=(1, 2), padding=(0, 1), dilation=(2, 1), bias=False),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ).double()
+
+    tasks = supervised([8] * 4, module=module)
+    x = different_starts(4, tasks[0].spec.d)
+    expected, _ = Loop(tasks)(x, [{}] * 4, 0)
+    batched, _ = Vmap(tasks, convolutions=convolutions)(x, [{}] * 4, 0)
+    torch.testing.assert_close(batched, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("convolutions", ["grouped", "products"])
+def test_a_resnet_batched_over_agents_equals_the_loop(convolutions: str) -> None:
+    images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8)
+    tasks = [
+        SupervisedTask(
+            lambda: resnet20(3, width=0.25, norm="evonorm").double(),
+            train=(images[8 * i : 8 * i + 8], torch.arange(8) % 3),
+            test=(images[:4], torch.arange(4) % 3),
+            agent=f"agent-{i}",
+            seed=0,
+            batch_size=8,
+            transform=ImageTransform((0.5,) * 3, (0.25,) * 3, torch.float64, "flip-crop"),
+        )
+        for i in range(3)
+    ]
+    x = tasks[0].init(0) + 0.1 * different_starts(3, tasks[0].spec.d)
+    expected, _ = Loop(tasks)(x, [{}] * 3, 0)
+    batched, _ = Vmap(tasks, 2, convolutions)(x, [{}] * 3, 0)
+    torch.testing.assert_close(batched, expected, rtol=1e-8, atol=1e-8)

@@ -38,7 +38,7 @@ def test_live_bytes_sees_what_is_alive_at_once() -> None:
         del b
         torch.zeros(100, dtype=torch.float64)
         assert view.sum() == 10
-    assert live.peak == 8 * 2000
+    assert live.peak == 8 * 2100  # the view keeps all of b
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_footprint_adds_up() -> None:
 
 def test_too_little_memory_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_from({"task": "quadratic", "agents": 4})
-    needed = build(settings).footprint().training
+    needed = round(memory.KEPT * build(settings).footprint().training)
     monkeypatch.setattr(memory, "available_bytes", lambda device: needed)
     build(settings)
     monkeypatch.setattr(memory, "available_bytes", lambda device: needed - 1)
@@ -125,6 +125,7 @@ def measure(engine: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_the_statement_holds_for_a_real_process(engine: str) -> None:
     command = f"import test_memory; test_memory.measure({engine!r})"
@@ -133,4 +134,4 @@ def test_the_statement_holds_for_a_real_process(engine: str) -> None:
         [sys.executable, "-c", command], cwd=folder, check=True, capture_output=True, text=True
     )
     vectors, training, measured = map(int, done.stdout.split())
-    assert vectors / 2 < measured < 1.1 * training
+    assert vectors / 2 < measured < 1.15 * training

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py
 
-Repetitions alternate, figures are medians, and times are CPU-seconds of this process with one thread. The last
-section is arithmetic on shapes and data sheets, marked as computed: nothing in it was measured.
+Repetitions alternate, figures are medians, and times are CPU-seconds of this process with one thread. The
+last section is arithmetic on shapes and data sheets, marked as computed: nothing in it was measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from p2pqg.config import agent_names
 from p2pqg.tasks.augmentation import ImageTransform
 from p2pqg.tasks.models import EvoNormS0, resnet20
 from p2pqg.tasks.supervised import SupervisedTask
-from p2pqg_simulator.gradients import Compiled, Loop, Vmap
+from p2pqg_simulator.gradients import CHUNK_BYTES, Compiled, Loop, Vmap
 from p2pqg_simulator.memory import cost_of, footprint
 from simulator import paired, plain_loop, report, seconds, simulate, simulation
 
@@ -122,22 +122,19 @@ def batching() -> None:
             3,
             time.process_time,
         )
-        print(
-            f"      vmap, {convolutions} convolutions: {1 / ratio:.2f} of the loop ({own:.2f}, {theirs:.2f} s)"
-        )
+        measured = f"{1 / ratio:.2f} of the loop ({own:.2f}, {theirs:.2f} CPU-s)"
+        print(f"      vmap, {convolutions} convolutions: {measured}")
 
 
 def memory() -> None:
-    """What simulations are stated to take; tests hold the statement against a real process."""
-    for n, engine in ((RING, "loop"), (100, "loop"), (100, "vmap")):
-        tasks = cifar_like(n)
-        chunk = 1 if engine == "loop" else Vmap(tasks).chunk
-        stated = footprint(tasks, algorithms.build("qg-dsgdm-n"), chunk)
-        print(
-            f"      {n} agents of ResNet-20, {engine}, {chunk} at once: {stated.training / 2**30:.2f} GiB to train "
-            f"(vectors {stated.vectors / 2**30:.2f}, modules {stated.models / 2**30:.2f}, "
-            f"activations {stated.activations / 2**30:.2f})"
+    """What simulations are stated to take; a test holds the statement against a real process."""
+    batched = CHUNK_BYTES["cpu"] // cost_of(cifar_like(1)[0]).activations
+    for n, engine, chunk in ((RING, "loop", 1), (100, "loop", 1), (100, "vmap", batched)):
+        stated = footprint(cifar_like(n), algorithms.build("qg-dsgdm-n"), chunk)
+        parts = ", ".join(
+            f"{name} {getattr(stated, name) / 2**30:.2f}" for name in ("vectors", "models", "activations")
         )
+        print(f"      {n} agents, {engine}, {chunk} at once: {stated.training / 2**30:.2f} GiB ({parts})")
 
 
 H200 = {"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12}
@@ -181,16 +178,13 @@ def floors() -> None:
     operations = cost_of(task).operations * RING
     least, patches = traffic(task)
     vectors = 16 * 4 * task.spec.d  # eight vectors of a round, each written and read
-    print(
-        f"      computed, not measured: {operations / 1e9:.0f} GFLOP and {RING * (least + vectors) / 1e9:.2f} GB a round"
-    )
+    moved = RING * (least + vectors)
+    print(f"      computed, not measured: {operations / 1e9:.0f} GFLOP and {moved / 1e9:.2f} GB a round")
     for dtype, rate in H200.items():
-        print(
-            f"      operations at the {dtype} rate of an H200: {CELL_ROUNDS * operations / rate / 60:.2f} minutes"
-        )
-    bytes_s = CELL_ROUNDS * RING / H200_BYTES / 60
-    print(f"      bytes at its memory's rate: {bytes_s * (least + vectors):.2f} minutes; "
-          f"with unfolded patches {bytes_s * (least + vectors + patches):.2f} (target: 6)")  # fmt: skip
+        minutes = CELL_ROUNDS * operations / rate / 60
+        print(f"      computed: the cell's operations at an H200's {dtype} rate, {minutes:.2f} minutes")
+    for what, total in (("bytes", moved), ("bytes with unfolded patches", moved + RING * patches)):
+        print(f"      computed: the cell's {what}, {CELL_ROUNDS * total / H200_BYTES / 60:.2f} minutes")
 
 
 def main() -> None:

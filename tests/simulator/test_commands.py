@@ -80,6 +80,8 @@ def test_an_own_task_is_found_from_the_file_and_from_anywhere_after(
         (("--task-option", "d"), r"task-option: expected KEY=VALUE, found 'd'"),
         (("--task", "nothing"), r"task\.name: expected one of"),
         (("--engine", "vmap"), r"engine: vmap expects tasks that are all SupervisedTask; use loop"),
+        (("--engine", "compile"), r"engine: compile expects tasks that are all SupervisedTask; use loop"),
+        (("--device", "abacus"), r"device: expected a device of this machine, found abacus"),
         (("--config", "none.toml"), r"none\.toml: cannot be read"),
         (("--resume",), r"expected a run to resume, found no checkpoint"),
     ],

@@ -54,8 +54,8 @@ class EvoNormS0(Affine):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Plain reductions over pixels: with torch's `var` over pixels and channels at once, a step of ResNet-20
-        # takes a tenth longer on activations in channels-last order.
+        # Plain reductions over pixels: with torch's `var` over pixels and channels at once, a step of
+        # ResNet-20 takes a tenth longer on activations in channels-last order.
         size = x[0].numel() // self.groups
         deviation = x - self._over_groups(x.mean(dim=(2, 3)))[..., None, None]
         variance = self._over_groups(deviation.square().mean(dim=(2, 3))) * (size / (size - 1))

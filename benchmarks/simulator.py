@@ -53,14 +53,13 @@ def plain_loop(tasks: list[SupervisedTask], rounds: int) -> list[nn.Module]:
         model.load_state_dict(tasks[0].spec.views(start))
     parameters = [list(trainable(model).values()) for model in models]
     buffers = [[torch.zeros_like(p) for p in own] for own in parameters]
-    data = [task.train for task in tasks]
     loss = nn.functional.cross_entropy
     for step in range(rounds):
         before = [[p.detach().clone() for p in own] for own in parameters]
         for i, model in enumerate(models):
-            indices = tasks[i].batch_indices(step)
+            inputs, targets = tasks[i].batch(step)
             model.zero_grad()
-            loss(model(data[i][0][indices]), data[i][1][indices]).backward()
+            loss(model(inputs.contiguous()), targets).backward()
             with torch.no_grad():
                 for p, m_hat in zip(parameters[i], buffers[i], strict=True):
                     m = m_hat.mul(BETA).add_(p.grad)

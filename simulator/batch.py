@@ -28,7 +28,13 @@ class Batch(Simulation):
     are their own. Raises `ConfigError` if they share less.
     """
 
-    def __init__(self, runs: Sequence[Simulation], seeds: Sequence[int], engine: Engine = "auto") -> None:
+    def __init__(
+        self,
+        runs: Sequence[Simulation],
+        seeds: Sequence[int],
+        engine: Engine = "auto",
+        rounds: int | None = None,
+    ) -> None:
         first = runs[0]
         for run in runs:
             for what in ("n", "spec", "algorithm", "device"):
@@ -45,6 +51,7 @@ class Batch(Simulation):
             names=[f"run {r} {name}" for r, run in enumerate(runs) for name in run.names],
             engine=engine,
             device=first.device,
+            rounds=rounds,
         )
         scales = [run.scale for run in runs if run.scale is not None]
         self.scale = torch.cat(scales) if scales else None

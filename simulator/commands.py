@@ -19,6 +19,7 @@ from p2pqg.errors import ConfigError
 
 from .engine import Iterate
 from .folder import RunFolder
+from .gradients import ENGINES
 from .live import live
 from .options import read_settings, settings_options
 from .ranks import TIMEOUT_S, joined, started_by_torchrun
@@ -27,26 +28,31 @@ from .simulate import make_tasks
 from .swarm import Swarm, run, settings_of
 from .world import Group
 
+DISTRIBUTED = "distributed"
+
 
 @click.command()
 @settings_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, with its settings.")
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
-@click.option("--engine", type=click.Choice(["auto", "loop", "vmap", "distributed"]), default="auto",
-              show_default=True, help="How gradients of all agents are computed; distributed: by the "
-              "processes that torchrun started, each for its share of the agents.")  # fmt: skip
+@click.option("--engine", type=click.Choice([*ENGINES, DISTRIBUTED]), default="auto", show_default=True,
+              help="How gradients of all agents are computed: one after the other (loop), likewise with the "
+              "model compiled for a long run (compile), in one batch (vmap), or by the processes that "
+              "torchrun started, each for its share of the agents (distributed).")  # fmt: skip
 @click.option("--rank-timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S,
               metavar="SECONDS", show_default=True,
               help="How long one of these processes waits for another.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1),
-              help="Threads of torch.  [1 with loop, which suits small models; else all cores]")  # fmt: skip
+              help="Threads of torch.  [all cores with vmap; else 1, which suits small models]")  # fmt: skip
 def simulate(
     out: Path,
     resume: bool,
     stop_after: int | None,
     engine: Any,
     rank_timeout: float,
+    device: str,
     threads: int | None,
     **options: Any,
 ) -> None:
@@ -62,7 +68,8 @@ def simulate(
             summary = record(
                 settings,
                 out,
-                engine="auto" if engine == "distributed" else engine,
+                engine="auto" if engine == DISTRIBUTED else engine,
+                device=device,
                 threads=threads,
                 resume=resume,
                 stop_after=stop_after,
@@ -80,12 +87,12 @@ def simulate(
 @contextmanager
 def _group(engine: str, timeout_s: float) -> Iterator[Group]:
     """This process alone, or with those that torchrun started."""
-    if engine == "distributed":
+    if engine == DISTRIBUTED:
         with joined(timeout_s) as ranks:
             yield ranks
     elif started_by_torchrun():
         raise ConfigError(
-            f"expected distributed under torchrun, found {engine}", where="command line", key="engine"
+            f"expected {DISTRIBUTED} under torchrun, found {engine}", where="command line", key="engine"
         )
     else:
         yield Group()

@@ -26,7 +26,9 @@ from p2pqg.topology import Topology
 
 from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
+from .memory import Footprint, footprint
 from .mixing import Product, product
+from .placement import device_named, place
 from .world import Reach, World
 
 
@@ -65,7 +67,8 @@ class Simulation:
     `tasks[i]` is the learning problem of agent i; in a `world` of several processes, of the i-th agent held
     here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's
     gradients by n * samples_i / total samples, so that large shares count for more. `engine` picks how
-    gradients are computed (see `gradients`). Parameters live where the tasks' gradients do: on `device`.
+    gradients are computed (see `gradients`); of a known number of `rounds`, "auto" takes the length into
+    account. Parameters, samples and modules live on `device`, to which tasks are moved.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
@@ -82,6 +85,7 @@ class Simulation:
         engine: Engine = "auto",
         device: torch.device | str = "cpu",
         world: World | None = None,
+        rounds: int | None = None,
     ) -> None:
         self.world = World(topology.n) if world is None else world
         held, group = self.world.agents, self.world.group
@@ -95,10 +99,13 @@ class Simulation:
             if algorithm.needs_full_gradient:
                 for task in tasks:
                     with_full_gradient(task)
-            self.gradients = gradients(tasks, engine)
+            device = device_named(device)
+            place(tasks, device)
+            calls = None if rounds is None else rounds * algorithm.local_steps * len(held)
+            self.gradients = gradients(tasks, engine, calls)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
         self.names = agent_names(topology.n) if names is None else tuple(names)
-        self.spec, self.n, self.device = tasks[0].spec, topology.n, torch.device(device)
+        self.spec, self.n, self.device = tasks[0].spec, topology.n, device
         if group.differs([self.spec.fingerprint, str(self.spec.dtype)]):
             raise ConfigError("expected the same model on every rank, found different ones", key="task")
         if group.differs(self.gradients.name):
@@ -216,6 +223,10 @@ class Simulation:
             state={name: self.world.collect(rows) for name, rows in iterate.state.items()},
             buffers=_unstacked(stacked, self.n if self.world.group.first else len(iterate.x)),
         )
+
+    def footprint(self) -> Footprint:
+        """What training takes of memory."""
+        return footprint(self.tasks, self.algorithm, self.gradients.chunk)
 
     def _lrs(self, round: int) -> Sequence[Rate]:
         """The learning rate of each local step of a round."""

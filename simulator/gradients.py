@@ -1,26 +1,37 @@
 """Mini-batch gradients of all agents: one after the other, or as one batched computation.
 
-`Loop` asks every task in turn and serves any `Task`. `Vmap` stacks the models of like `SupervisedTask`s and
-runs one batched forward and backward pass (`torch.func.vmap`), which pays where a single model is too small
-to keep the hardware busy. Both give the same gradients up to rounding.
+`Loop` asks every task in turn and serves any `Task`. `Compiled` is the loop over like `SupervisedTask`s with
+one compiled program for all of them, which pays where the arithmetic takes long and the run is long too.
+`Vmap` stacks their models and runs one batched forward and backward pass (`torch.func.vmap`), which pays
+where a single model is too small to keep the hardware busy. All give the same gradients up to rounding, and
+each the same bits for the same inputs, machine and number of threads.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from p2pqg import seeds
 from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Buffers, Task
-from p2pqg.tasks.supervised import SupervisedTask
+from p2pqg.tasks.supervised import Program, SupervisedTask
 
-Engine = Literal["auto", "loop", "vmap"]
+from .compiled import CompiledProgram
+from .convolution import ConvolutionsAsProducts
+from .memory import cost_of
+
+Engine = Literal["auto", "loop", "vmap", "compile"]
+Convolutions = Literal["grouped", "products"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 FEWEST = 4
 """Agents from which a batched pass is faster than a loop."""
@@ -32,11 +43,23 @@ convolutions, for which its kernels are poor."""
 HEAVY_PARAMETERS = 1 << 18
 """Parameters from which one dense model keeps a CPU busy by itself."""
 
+LONG = 2e13
+"""Floating-point operations of a whole run from which compiling pays. It saves about 15 ms of the 8e9
+operations of a ResNet-20 step and takes about a minute of one core (`benchmarks/engine.py`)."""
+
+CHUNK_BYTES = {"cpu": 1 << 30}
+OTHER_CHUNK_BYTES = 16 << 30
+"""Activations of the agents that one batched pass computes together: a fixed number, not a share of what is
+free, so that a run does not depend on what else the machine does."""
+
 
 class Gradients(Protocol):
     """Gradients of all agents on the mini-batches of one step."""
 
     name: Engine
+
+    chunk: int
+    """Agents whose activations are held at once."""
 
     def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
         """Gradients `[n, d]` at `x: [n, d]` and losses `[n]`; replaces the entries of `buffers` by those
@@ -47,9 +70,11 @@ class Loop:
     """One `task.gradient` after the other."""
 
     name: Engine = "loop"
+    chunk = 1
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
+        _give(tasks, None)
 
     def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
         g = torch.empty_like(x)
@@ -60,8 +85,34 @@ class Loop:
         return g, losses
 
 
+class Compiled(Loop):
+    """The loop, its tasks sharing one compiled program for full mini-batches and for scoring.
+
+    Raises `ConfigError` for other kinds of tasks, different models or losses, and where torch cannot compile.
+    """
+
+    name: Engine = "compile"
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        own = _alike(tasks, "compile")
+        first, x = own[0], own[0].init(0).to(own[0].train[0].device)
+        for task in own[1:]:  # the module of one agent will compute for all
+            inputs, targets = task.batch(0)
+            few = inputs[:2], targets[:2]
+            with seeds.scoped(0, "comparison"):
+                theirs = task.gradient_on(few, x, task.buffers())
+            with seeds.scoped(0, "comparison"):
+                ours = first.gradient_on(few, x, task.buffers())
+            if not torch.allclose(ours.g, theirs.g, rtol=1e-3, equal_nan=True):
+                raise _unfit("compile", "the same model and loss on every agent")
+        _give(own, CompiledProgram(first))
+
+
 class Vmap:
-    """One batched pass for all agents whose mini-batches have the same size.
+    """One batched pass for all agents whose mini-batches have the same size, `chunk` agents at once (0: as
+    many as have activations of `CHUNK_BYTES`). Convolutions are grouped ones, or products (the default on an
+    accelerator, see `ConvolutionsAsProducts`).
 
     The training sets of all tasks are moved into one pool, of which the tasks then hold views, so that one
     `index_select` gathers all mini-batches. Agents whose mini-batch is of another size (a short last batch,
@@ -73,17 +124,23 @@ class Vmap:
 
     name: Engine = "vmap"
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        own = [task for task in tasks if type(task) is SupervisedTask]
-        if len(own) < len(tasks):
-            raise _unfit("tasks that are all SupervisedTask")
+    def __init__(
+        self, tasks: Sequence[Task], chunk: int = 0, convolutions: Convolutions | None = None
+    ) -> None:
+        own = _alike(tasks, "vmap")
         first = own[0]
-        if any(task.spec != first.spec for task in own):
-            raise _unfit("the same model on every agent")
         if any(task.transform != first.transform for task in own):
-            raise _unfit("the same transform on every agent")
+            raise _unfit("vmap", "the same transform on every agent")
         if any(task.buffers() for task in own):
-            raise _unfit("a model without buffers")
+            raise _unfit("vmap", "a model without buffers")
+        _give(own, None)
+        device = first.train[0].device.type
+        best: Convolutions = "grouped" if device == "cpu" else "products"
+        self._convolutions: Callable[[], AbstractContextManager[object]] = (
+            nullcontext if (convolutions or best) == "grouped" else ConvolutionsAsProducts
+        )
+        most = CHUNK_BYTES.get(device, OTHER_CHUNK_BYTES)
+        self.chunk = chunk or max(1, most // max(1, cost_of(first).activations))
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
         self.transform = first.transform
         self._losses = vmap(self._mean_loss)
@@ -95,7 +152,7 @@ class Vmap:
 
     def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
         if self._alike:
-            return self._pass(x, range(len(x)), self._samples(step), step)
+            return self._chunks(x, range(len(x)), self._samples(step), step)
         indices = [task.batch_indices(step) for task in self.tasks]
         sizes = defaultdict(list)
         for i, own in enumerate(indices):
@@ -109,7 +166,18 @@ class Vmap:
                     g[i], losses[i] = local.g, local.loss
             else:
                 samples = torch.stack([indices[i] for i in agents]) + self._firsts[agents, None]
-                g[agents], losses[agents] = self._pass(x[agents], agents, samples, step)
+                g[agents], losses[agents] = self._chunks(x[agents], agents, samples, step)
+        return g, losses
+
+    def _chunks(self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """`_pass`, of no more than `chunk` agents at once."""
+        if len(x) <= self.chunk:
+            return self._pass(x, agents, samples, step)
+        g = torch.empty_like(x)
+        losses = torch.empty(len(x), dtype=x.dtype, device=x.device)
+        for first in range(0, len(x), self.chunk):
+            rows = slice(first, first + self.chunk)
+            g[rows], losses[rows] = self._pass(x[rows], agents[rows], samples[rows], step)
         return g, losses
 
     def _samples(self, step: int) -> Tensor:
@@ -120,7 +188,8 @@ class Vmap:
         return self._order(epoch)[:, first : first + task.batch_size]
 
     def _shuffled(self, epoch: int) -> Tensor:
-        return torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
+        order = torch.stack([task.epoch_order(epoch) for task in self.tasks]) + self._firsts[:, None]
+        return order.to(self._inputs.device)
 
     def _pass(self, x: Tensor, agents: Sequence[int], samples: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Gradients and losses of `x: [k, d]` of some agents on their samples `[k, b]` of the pool."""
@@ -132,7 +201,8 @@ class Vmap:
         inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
         leaves = x.detach().requires_grad_()
-        losses = self._losses(self.spec.views(leaves), inputs, targets)
+        with self._convolutions():
+            losses = self._losses(self.spec.views(leaves), inputs, targets)
         (g,) = torch.autograd.grad(losses.sum(), leaves)
         return g, losses.detach()
 
@@ -145,27 +215,39 @@ class Vmap:
         try:
             batched, _ = self(x, [], 0)
         except RuntimeError as error:
-            raise _unfit(f"a model that torch.func.vmap can batch ({error})") from error
+            raise _unfit("vmap", f"a model that torch.func.vmap can batch ({error})") from error
         looped, _ = Loop(self.tasks)(x, [{}] * len(self.tasks), 0)
         scale = looped.norm(dim=1) + torch.finfo(x.dtype).tiny
         if bool(((batched - looped).norm(dim=1) > 1e-3 * scale).any()):
-            raise _unfit("the same model and loss on every agent")
+            raise _unfit("vmap", "the same model and loss on every agent")
 
 
-def gradients(tasks: Sequence[Task], engine: Engine = "auto") -> Gradients:
+def gradients(tasks: Sequence[Task], engine: Engine = "auto", calls: int | None = None) -> Gradients:
     """The engine asked for; "auto" is `Vmap` for four or more agents with like, small, dense models (on an
-    accelerator: like models of any kind), else `Loop`.
+    accelerator: like models of any kind), else `Compiled` where the gradients of all agents that the run
+    will take, `calls`, are known and cost enough operations, else `Loop`.
 
-    Raises `ConfigError` if "vmap" is asked for and the tasks cannot be batched.
+    Raises `ConfigError` if "vmap" or "compile" is asked for and cannot be had. Where "auto" would compile and
+    cannot, it warns and loops.
     """
-    if engine == "loop" or (engine == "auto" and not _worth_batching(tasks)):
-        return Loop(tasks)
-    try:
-        return Vmap(tasks)
-    except ConfigError:
-        if engine == "vmap":
-            raise
-        return Loop(tasks)
+    match engine:
+        case "loop":
+            return Loop(tasks)
+        case "vmap":
+            return Vmap(tasks)
+        case "compile":
+            return Compiled(tasks)
+    if _worth_batching(tasks):
+        try:
+            return Vmap(tasks)
+        except ConfigError:
+            return Loop(tasks)
+    if _worth_compiling(tasks, calls):
+        try:
+            return Compiled(tasks)
+        except ConfigError as error:
+            warnings.warn(f"{error}: goes on with loop, which is slower", stacklevel=2)
+    return Loop(tasks)
 
 
 def _worth_batching(tasks: Sequence[Task]) -> bool:
@@ -174,6 +256,29 @@ def _worth_batching(tasks: Sequence[Task]) -> bool:
         return False
     heavy = first.spec.d > HEAVY_PARAMETERS or any(isinstance(m, HEAVY) for m in first.module.modules())
     return not (heavy and first.train[0].device.type == "cpu")
+
+
+def _worth_compiling(tasks: Sequence[Task], calls: int | None) -> bool:
+    if calls is None or not all(type(task) is SupervisedTask for task in tasks):
+        return False
+    return cost_of(tasks[0]).operations * calls > LONG
+
+
+def _alike(tasks: Sequence[Task], engine: Engine) -> list[SupervisedTask]:
+    """The tasks, of which one description of a model may serve all."""
+    own = [task for task in tasks if type(task) is SupervisedTask]
+    if len(own) < len(tasks):
+        raise _unfit(engine, "tasks that are all SupervisedTask")
+    if any(task.spec != own[0].spec for task in own):
+        raise _unfit(engine, "the same model on every agent")
+    return own
+
+
+def _give(tasks: Sequence[Task], program: Program | None) -> None:
+    """Let tasks compute by this program from now on; None: by their modules."""
+    for task in tasks:
+        if isinstance(task, SupervisedTask):
+            task.program = program
 
 
 def _pool(tasks: Sequence[SupervisedTask]) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,5 +294,5 @@ def _pool(tasks: Sequence[SupervisedTask]) -> tuple[Tensor, Tensor, Tensor]:
     return inputs, targets, firsts
 
 
-def _unfit(expected: str) -> ConfigError:
-    return ConfigError(f"vmap expects {expected}; use loop", key="engine")
+def _unfit(engine: Engine, expected: str) -> ConfigError:
+    return ConfigError(f"{engine} expects {expected}; use loop", key="engine")

@@ -30,6 +30,7 @@ def record(
     out: Path,
     *,
     engine: Engine = "auto",
+    device: torch.device | str = "cpu",
     threads: int | None = None,
     resume: bool = False,
     stop_after: int | None = None,
@@ -47,7 +48,8 @@ def record(
 
     `threads` of torch: None is 1 where agents are looped over, because threads wait for each other at every
     operation of a small model (with two, a run of small models takes no less time and up to twice the CPU
-    time), and torch's own choice for the large operations of a batched pass.
+    time), and torch's own choice for the large operations of a batched pass. `device` is where everything
+    is computed and kept.
 
     Raises `ConfigError` if `out` holds another run, or on resume one with other settings than `settings`
     (more rounds are allowed), and `StorageError` if files cannot be written or read.
@@ -67,7 +69,8 @@ def record(
         elif group.first and folder.used:
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
     engine, spent = group.said_by(0, [engine, spent])
-    simulation = build(settings, engine=engine, world=world)
+    with _torch_threads(threads or 1):  # compiled code is for a number of threads
+        simulation = build(settings, engine=engine, world=world, device=device)
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
 
     def costs() -> dict[str, Any]:
@@ -90,7 +93,7 @@ def record(
             if group.first:
                 folder.save_iterate(whole, meta)
 
-    if threads is None and simulation.gradients.name == "loop":
+    if threads is None and simulation.gradients.name != "vmap":
         threads = 1
     with _torch_threads(threads), ExitStack() as files:
         metrics: MetricsWriter | None = None

@@ -19,6 +19,9 @@ from p2pqg.errors import ConfigError
 from . import experiments
 from .experiments.base import SCALES, Experiment, Observe, Plan
 from .experiments.records import SHIPPED, Case, Record, Records, provenance
+from .experiments.training import SWARM
+from .gradients import ENGINES
+from .placement import device_named
 from .report import render
 
 LIST = "list"
@@ -52,7 +55,7 @@ def run(experiment: Experiment, plan: Plan, records: Records, observe: Observe) 
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the data sets.  [datasets]")
 @click.option("--download", is_flag=True, help="Let torchvision fetch CIFAR into --data.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--engine", type=click.Choice(["auto", "loop", "vmap", "swarm"]), default="auto",
+@click.option("--engine", type=click.Choice([*ENGINES, SWARM]), default="auto",
               show_default=True, help="How agents are simulated; swarm runs real ones.")  # fmt: skip
 @click.option(
     "--together", type=click.IntRange(min=1), help="Most runs that train as one program.  [cpu: 1, else 8]"
@@ -69,7 +72,11 @@ def reproduce(
         return
     experiment = experiments.load(name)
     plan = Plan(
-        cell=_pairs(cell), lr_grid=_rates(lr_grid), device=_device(device), work=out / "work", **options
+        cell=_pairs(cell),
+        lr_grid=_rates(lr_grid),
+        device=str(device_named(device)),
+        work=out / "work",
+        **options,
     )
     allocator.pin()
     torch.set_num_threads(threads)
@@ -160,15 +167,3 @@ def _rates(text: str) -> tuple[float, ...] | None:
             key="lr-grid",
         )
     return tuple(sorted(set(rates)))
-
-
-def _device(text: str) -> str:
-    try:
-        device = torch.device(text)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"expected a usable device, found {text}: {reason}", where="command line", key="device"
-        ) from None
-    return str(device)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Task
@@ -13,6 +15,7 @@ from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation
 from .gradients import Engine
+from .memory import require
 from .world import World
 
 OPTIONS = {
@@ -78,13 +81,17 @@ def build(
     make_task: TaskFactory | None = None,
     base: Path = Path(),
     world: World | None = None,
+    device: torch.device | str = "cpu",
 ) -> Simulation:
     """The simulation that settings describe, or in a `world` of several processes this one's share of it.
-    `make_task` takes the place of the task they name, whose file is looked up from `base`."""
+    `make_task` takes the place of the task they name, whose file is looked up from `base`.
+
+    Raises `ConfigError` for settings that make no sense, and if there is too little memory to train.
+    """
     world = World(settings.agents) if world is None else world
     with world.group.together():
         tasks = make_tasks(settings, make_task, base, world.agents)
-    return Simulation(
+    simulation = Simulation(
         tasks,
         settings.graph,
         settings.algorithm.build(),
@@ -93,7 +100,11 @@ def build(
         weighting=settings.task.weighting,
         engine=engine,
         world=world,
+        device=device,
+        rounds=settings.rounds,
     )
+    require(simulation.footprint().training, simulation.device)
+    return simulation
 
 
 def make_tasks(

@@ -18,6 +18,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
+class Program(Protocol):
+    """The arithmetic of a task's module and loss, made faster for inputs of some shapes.
+
+    Each method returns None for other shapes, which the module then computes itself.
+    """
+
+    def gradient(
+        self, x: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Buffers] | None:
+        """Gradient `[d]`, loss and the buffers after the forward pass, at `x: [d]`."""
+
+    def outputs(self, x: Tensor, buffers: Buffers, inputs: Tensor) -> Tensor | None:
+        """What the module answers when it is scored."""
+
+
 class Transform(Protocol):
     """What happens to inputs between where they are kept and the module: decoding, augmentation, scaling.
 
@@ -88,6 +103,7 @@ class SupervisedTask:
             self.module = module()
         self.spec = Spec.of_module(self.module)
         self._initial_buffers = self._copy_of_buffers()
+        self.program: Program | None = None
         self._x: Tensor | None = None
         self.epoch_order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -106,6 +122,14 @@ class SupervisedTask:
 
     def buffers(self) -> Buffers:
         return {name: buffer.clone() for name, buffer in self._initial_buffers.items()}
+
+    def to(self, device: torch.device, test: Batch | None = None) -> None:
+        """Keep samples, module and initial buffers on a device; `test` is the held-out set where it is there
+        already. Parameters and buffers passed in must then be there too."""
+        self.train = (self.train[0].to(device), self.train[1].to(device))
+        self.test = (self.test[0].to(device), self.test[1].to(device)) if test is None else test
+        self.module.to(device)
+        self._initial_buffers = {name: own.to(device) for name, own in self._initial_buffers.items()}
 
     def batch_indices(self, step: int) -> Tensor:
         """Positions in the own share of the mini-batch of one step, `[b]`."""
@@ -129,8 +153,22 @@ class SupervisedTask:
 
     def gradient(self, x: Tensor, buffers: Buffers, step: int) -> LocalGradient:
         with seeds.scoped(self.seed, "dropout", self.agent, step):
-            g, loss = self._gradient(x, buffers, self.batch(step))
-        return LocalGradient(g, loss, self._copy_of_buffers() if buffers else buffers)
+            return self.gradient_on(self.batch(step), x, buffers)
+
+    def gradient_on(self, batch: Batch, x: Tensor, buffers: Buffers) -> LocalGradient:
+        """Gradient on a batch as the module gets it."""
+        if self.program is not None:
+            computed = self.program.gradient(x, buffers, *batch)
+            if computed is not None:
+                return LocalGradient(*computed)
+        self._load(x, buffers)
+        self.module.train()
+        inputs, targets = batch
+        loss = self.loss(self.module(inputs), targets)
+        parameters = list(trainable(self.module).values())
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        g = torch.cat([part.reshape(-1) for part in parts])
+        return LocalGradient(g, loss.detach(), self._copy_of_buffers() if buffers else buffers)
 
     def full_gradient(self, x: Tensor, buffers: Buffers, step: int) -> Tensor:
         """In pieces of `batch_size` samples, in the order of the share."""
@@ -139,34 +177,25 @@ class SupervisedTask:
         with seeds.scoped(self.seed, "full dropout", self.agent, step):
             for inputs, targets in pieces:
                 batch = inputs if self.transform is None else self.transform(inputs, None), targets
-                g, _ = self._gradient(x, buffers, batch)
-                total.add_(g, alpha=len(inputs) / self.samples)
+                total.add_(self.gradient_on(batch, x, buffers).g, alpha=len(inputs) / self.samples)
         return total
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, buffers: Buffers, chunk: int | None = None) -> Evaluation:
         self._load(x, buffers)
         self.module.eval()
-        inputs, targets = self.test
         chunk = self.test_batch_size if chunk is None else chunk
         total, correct, classified = 0.0, 0, False
-        for part, wanted in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-            outputs = self.module(part if self.transform is None else self.transform(part, None))
+        for part, wanted in zip(*(torch.split(held_out, chunk) for held_out in self.test), strict=True):
+            inputs = part if self.transform is None else self.transform(part, None)
+            computed = None if self.program is None else self.program.outputs(x, buffers, inputs)
+            outputs = self.module(inputs) if computed is None else computed
             total += float(self.loss(outputs, wanted)) * len(part)
             classified = outputs.dim() == 2 and wanted.dim() == 1 and not wanted.is_floating_point()
             if classified:
                 correct += int((outputs.argmax(-1) == wanted).sum())
-        return Evaluation(total / len(inputs), correct / len(inputs) if classified else None, len(inputs))
-
-    def _gradient(self, x: Tensor, buffers: Buffers, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradient `[d]` and loss on one batch; the module's buffers are then those after it."""
-        self._load(x, buffers)
-        self.module.train()
-        inputs, targets = batch
-        loss = self.loss(self.module(inputs), targets)
-        parameters = list(trainable(self.module).values())
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts]), loss.detach()
+        samples = len(self.test[0])
+        return Evaluation(total / samples, correct / samples if classified else None, samples)
 
     def _load(self, x: Tensor, buffers: Buffers) -> None:
         if self._x is None or self._x.dtype != x.dtype or self._x.device != x.device:

@@ -21,6 +21,7 @@ from ..batch import Batch
 from ..engine import Iterate, Simulation
 from ..folder import RunFolder, best
 from ..gradients import Engine
+from ..memory import require
 from ..simulate import make_tasks
 from ..swarm import SETTINGS, Swarm
 from ..swarm import run as run_swarm
@@ -138,9 +139,14 @@ def _folder(plan: Plan, cases: Sequence[Case]) -> Path:
 
 
 def _batch(runs: Sequence[Run], plan: Plan) -> Batch:
-    return Batch(
-        [run.simulation for run in runs], [run.chosen.seed for run in runs], cast(Engine, plan.engine)
+    batch = Batch(
+        [run.simulation for run in runs],
+        [run.chosen.seed for run in runs],
+        cast(Engine, plan.engine),
+        runs[0].chosen.rounds,
     )
+    require(batch.footprint().training, batch.device)
+    return batch
 
 
 def _prepared(plan: Plan, case: Case) -> Run:

@@ -81,6 +81,8 @@ def test_an_own_task_is_found_from_the_file_and_from_anywhere_after(
         (("--task", "nothing"), r"task\.name: expected one of"),
         (("--engine", "vmap"), r"engine: vmap expects tasks that are all SupervisedTask; use loop"),
         (("--engine", "distributed"), r"command line: engine: distributed expects to be started by torchrun"),
+        (("--engine", "compile"), r"engine: compile expects tasks that are all SupervisedTask; use loop"),
+        (("--device", "abacus"), r"device: expected a device of this machine, found abacus"),
         (("--config", "none.toml"), r"none\.toml: cannot be read"),
         (("--resume",), r"expected a run to resume, found no checkpoint"),
     ],

@@ -14,7 +14,9 @@ from torch import nn
 from p2pqg.errors import ConfigError
 from p2pqg.tasks import SupervisedTask
 from p2pqg.tasks.augmentation import ImageTransform
-from p2pqg_simulator.gradients import Loop, Vmap, gradients
+from p2pqg.tasks.models import resnet20
+from p2pqg_simulator import gradients as engines
+from p2pqg_simulator.gradients import Compiled, Loop, Vmap, gradients
 
 
 def different_starts(n: int, d: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -162,3 +164,124 @@ def test_parameters_without_a_gradient_get_zeros() -> None:
     looped, batched = (kind(tasks)(x, [{}] * 4, 0)[0] for kind in (Loop, Vmap))
     torch.testing.assert_close(batched, looped, rtol=0, atol=1e-10)
     assert (tasks[0].spec.views(batched)["unused"] == 0).all()
+
+
+def test_chunks_of_agents_give_the_same_gradients() -> None:
+    tasks = supervised([20, 9, 17, 5, 12, 20])
+    x = different_starts(6, tasks[0].spec.d)
+    for step in range(3):
+        expected, losses = Vmap(tasks)(x, [{}] * 6, step)
+        for chunk in (1, 2, 4):
+            g, own = Vmap(tasks, chunk)(x, [{}] * 6, step)
+            torch.testing.assert_close(g, expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(own, losses, rtol=0, atol=1e-12)
+
+
+def test_the_chunk_follows_from_the_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = supervised([8] * 6)
+    assert Vmap(tasks).chunk > 6
+    monkeypatch.setitem(engines.CHUNK_BYTES, "cpu", 3 * engines.cost_of(tasks[0]).activations)
+    assert Vmap(tasks).chunk == 3
+
+
+@pytest.mark.slow
+def test_compiled_equals_loop() -> None:
+    """Also for short mini-batches and test batches, and for dropout and running statistics."""
+
+    def module() -> nn.Module:
+        return nn.Sequential(*normalised(), nn.Dropout(0.3)).double()
+
+    sizes = [20, 11, 8]
+    tasks = supervised(sizes, module=module)
+    for task in tasks:
+        task.test_batch_size = 12
+    x = different_starts(3, tasks[0].spec.d)
+
+    def results(engine: Loop) -> list[torch.Tensor]:
+        buffers, found = [task.buffers() for task in tasks], []
+        for step in range(4):
+            found += engine(x, buffers, step)
+        scores = [task.evaluate(x[i], buffers[i]) for i, task in enumerate(tasks)]
+        found += [tensor for own in buffers for tensor in own.values()]
+        return [*found, torch.tensor([[e.loss, e.accuracy] for e in scores])]
+
+    looped = results(Loop(tasks))
+    compiled = Compiled(tasks)
+    assert compiled.name == "compile"
+    first, again = results(compiled), results(compiled)
+    for ours, repeated, expected in zip(first, again, looped, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        assert torch.equal(ours, repeated)
+    assert all(torch.equal(a, b) for a, b in zip(results(Loop(tasks)), looped, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        (quadratics(4), "compile expects tasks that are all SupervisedTask; use loop"),
+        (mixed_models(), "compile expects the same model and loss on every agent; use loop"),
+        (supervised([8] * 2, module=Branching), "torch cannot compile this model here: .*; use loop"),
+    ],
+    ids=["other tasks", "different models", "data-dependent"],
+)
+def test_what_cannot_be_compiled_is_refused(tasks: list, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        gradients(tasks, "compile")
+    assert all(getattr(task, "program", None) is None for task in tasks)
+
+
+def test_auto_compiles_long_runs_only_and_says_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = supervised([8] * 2)
+    operations = engines.cost_of(tasks[0]).operations
+    assert gradients(tasks, "auto").name == "loop"
+    assert gradients(tasks, "auto", int(engines.LONG / operations)).name == "loop"
+    long = int(engines.LONG / operations) + 1
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.warns(
+        UserWarning, match=r"engine: torch cannot compile this model here: .*goes on with loop"
+    ):
+        assert gradients(tasks, "auto", long).name == "loop"
+    with pytest.raises(ConfigError, match="compiler"):
+        gradients(tasks, "compile")
+
+
+@pytest.mark.parametrize("convolutions", ["grouped", "products"])
+def test_convolutions_batched_over_agents_equal_the_loop(convolutions: str) -> None:
+    def module() -> nn.Module:
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 2, 3)),
+            nn.Conv2d(1, 3, (2, 3), padding=1, bias=True),
+            nn.Tanh(),
+            nn.Conv2d(3, 4, 2, stride=(1, 2), padding=(0, 1), dilation=(2, 1), bias=False),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ).double()
+
+    tasks = supervised([8] * 4, module=module)
+    x = different_starts(4, tasks[0].spec.d)
+    expected, _ = Loop(tasks)(x, [{}] * 4, 0)
+    batched, _ = Vmap(tasks, convolutions=convolutions)(x, [{}] * 4, 0)
+    torch.testing.assert_close(batched, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("convolutions", ["grouped", "products"])
+def test_a_resnet_batched_over_agents_equals_the_loop(convolutions: str) -> None:
+    images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8)
+    tasks = [
+        SupervisedTask(
+            lambda: resnet20(3, width=0.25, norm="evonorm").double(),
+            train=(images[8 * i : 8 * i + 8], torch.arange(8) % 3),
+            test=(images[:4], torch.arange(4) % 3),
+            agent=f"agent-{i}",
+            seed=0,
+            batch_size=8,
+            transform=ImageTransform((0.5,) * 3, (0.25,) * 3, torch.float64, "flip-crop"),
+        )
+        for i in range(3)
+    ]
+    x = tasks[0].init(0) + 0.1 * different_starts(3, tasks[0].spec.d)
+    expected, _ = Loop(tasks)(x, [{}] * 3, 0)
+    batched, _ = Vmap(tasks, 2, convolutions)(x, [{}] * 3, 0)
+    torch.testing.assert_close(batched, expected, rtol=1e-8, atol=1e-8)

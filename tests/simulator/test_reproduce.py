@@ -239,7 +239,7 @@ def test_the_difference_is_in_published_standard_deviations(tmp_path: Path) -> N
         (["table1", "--lr-grid", "0.1,fast"], "expected auto or positive numbers"),
         (["table1", "--data", "nowhere"], "nowhere: data: expected the data set cifar10 as"),
         (["table3", "--scale", "small"], "expected full or smoke for imagenet"),
-        (["table1", "--device", "cuda:99"], "expected a usable device"),
+        (["table1", "--device", "cuda:99"], "expected a device of this machine"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_is(

@@ -54,12 +54,21 @@ class EvoNormS0(Affine):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        members = len(self.weight) // self.groups
-        groups = x.reshape(len(x), self.groups, members, *x.shape[2:])
-        factor = (groups.var(dim=(2, 3, 4)) + EPS).rsqrt()  # [b, groups]
-        scale = factor[..., None].expand(-1, -1, members).flatten(1) * self.weight
+        # Plain reductions over pixels: with torch's `var` over pixels and channels at once, a step of
+        # ResNet-20 takes a tenth longer on activations in channels-last order.
+        size = x[0].numel() // self.groups
+        deviation = x - self._over_groups(x.mean(dim=(2, 3)))[..., None, None]
+        variance = self._over_groups(deviation.square().mean(dim=(2, 3))) * (size / (size - 1))
+        scale = (variance + EPS).rsqrt() * self.weight  # [b, C]
         y: Tensor = nn.functional.silu(x) * scale[..., None, None] + self.bias[:, None, None]
         return y
+
+    def _over_groups(self, v: Tensor) -> Tensor:
+        """For each channel the mean of `v: [b, C]` over the channels of its group."""
+        if self.groups == v.shape[1]:
+            return v
+        groups = v.view(len(v), self.groups, -1)
+        return groups.mean(2, keepdim=True).expand_as(groups).reshape(v.shape)
 
 
 class Norm(NamedTuple):

@@ -16,7 +16,6 @@ import torch
 from p2pqg import config
 from p2pqg.agent import Agent, Outcome
 from p2pqg.allocator import pin
-from p2pqg.config import AgentSettings, NetworkFile
 from p2pqg.errors import ConfigError
 from p2pqg.home import Home
 from p2pqg.security import TlsFiles
@@ -53,8 +52,7 @@ def join(file: Path, stop_after: int | None, log: str) -> None:
 
 def build(file: Path, stop_after: int | None = None) -> Agent:
     """The agent that a settings file describes. Raises `ConfigError` before anything is started."""
-    settings = config.load(AgentSettings, file)
-    network = config.load(NetworkFile, settings.network.file)
+    settings, network = config.load_agent(file)
     name = settings.agent.name
     if name not in network.names:
         raise ConfigError(

@@ -15,6 +15,9 @@ from p2pqg import __version__
 from p2pqg.errors import ConfigError, P2PQGError
 
 COMMANDS = {
+    "init": ("p2pqg.cli.site", "Make an agent's home: a key, a certificate request, settings."),
+    "network": ("p2pqg.cli.network", "The operator's commands: make a network, sign, renew, revoke."),
+    "install": ("p2pqg.cli.site", "Install what the network's operator sent."),
     "join": ("p2pqg.cli.join", "Run one agent of a network."),
     "demo": ("p2pqg_simulator.demo", "Eight agents on this machine train on real images."),
     "simulate": (

@@ -297,6 +297,11 @@ class GrpcTransport:
 
     # ---- identities
 
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in use; another one once the certificate was renewed."""
+        return self._renewed()
+
     def _renewed(self) -> Identity | None:
         if self._identity is not None:
             self._identity = self._identity.renewed()

@@ -248,7 +248,8 @@ def _neighbours(
     graph = network.build()
     for j in graph.neighbours(network.names.index(settings.agent.name)):
         peer = network.names[j]
-        yield asyncio.run(_neighbour(peer, network.addresses[peer], identity))
+        if address := network.addresses.get(peer):
+            yield asyncio.run(_neighbour(peer, address, identity))
 
 
 async def _neighbour(peer: str, address: str, identity: Identity | None) -> Finding:

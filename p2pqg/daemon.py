@@ -57,6 +57,8 @@ class Daemon:
         name = settings.agent.name
         try:
             identity = read_identity(settings, network, file, insecure=insecure)
+            pin()
+            torch.set_num_threads(settings.agent.threads)
             task = build_task(settings, network, file)
             self.home = Home(settings.agent.home)
             self._opened.enter_context(self.home.lock())
@@ -66,12 +68,10 @@ class Daemon:
             lines = self._lines("log.jsonl", max_bytes=log.MAX_BYTES)
             self.status = Status(self._about, self.problems)
             self._observers += [
+                self.status.observe,  # first: the others may fail when the disk is full
                 Audit(self._lines("audit.jsonl"), name).observe,
-                self.status.observe,
                 log.Log(log.logger(form, sys.stderr, lines), name, settings.rounds).observe,
             ]
-            pin()
-            torch.set_num_threads(settings.agent.threads)
             self.agent = Agent(
                 settings.agent,
                 network,
@@ -114,19 +114,19 @@ class Daemon:
             async with ControlServer(self.home.folder, self.commands()):
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, self.agent.stop)
-                watching = asyncio.create_task(self._watch())
                 try:
-                    outcome = await self.agent.run()
-                except P2PQGError as error:
+                    outcome = await self._supervised()
+                except Exception as error:
                     with suppress(StorageError):  # what ended it may be the disk
-                        self.observe("failed", {"reason": str(error)})
+                        known = isinstance(error, P2PQGError)
+                        reason = str(error) if known else f"{type(error).__name__}: {error}"
+                        self.observe("failed", {"reason": reason})
                     raise
                 else:
                     if not outcome.finished:
                         self.observe("stopped", {"round": outcome.round})
                     return outcome
                 finally:
-                    watching.cancel()
                     with suppress(StorageError):
                         self.home.write_json("status.json", await self._status())
 
@@ -159,6 +159,18 @@ class Daemon:
         return {"path": str(path.resolve()), "round": round}
 
     # ---- inside
+
+    async def _supervised(self) -> Outcome:
+        """The agent's run; if the watch beside it dies, so does the agent."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch())
+                try:
+                    return await self.agent.run()
+                finally:
+                    watching.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
 
     def _about(self) -> dict[str, Any]:
         settings, network = self.settings, self.network

@@ -182,7 +182,7 @@ class Daemon:
             "task": settings.task.name,
             "algorithm": settings.algorithm.name,
             "topology": network.topology,
-            "home": str(settings.agent.home),
+            "home": str(settings.agent.home.absolute()),
             "security": self._security(),
         }
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pqg import __version__
@@ -125,6 +126,16 @@ class Agent:
         self._stopping = True
         self.neighbourhood.leave()
 
+    async def evaluate(self) -> Evaluation:
+        """Score the model as it is now; training waits meanwhile."""
+        return await self._compute(self.training.evaluate)
+
+    async def export(self) -> tuple[Path, int]:
+        """Write the model as it is now to the home; returns the file and the round."""
+        assert self.home is not None
+        home, training = self.home, self.training
+        return await self._compute(lambda: (home.save_export(training.model()), training.round))
+
     async def run(self) -> Outcome:
         """Train, agree, and write the model; returns when all is done or the run was stopped."""
         with ThreadPoolExecutor(1, thread_name_prefix="compute") as self._executor:
@@ -170,16 +181,18 @@ class Agent:
         training, settings = self.training, self.settings
         round = training.round
         started = time.perf_counter()
-        exchange_s, missed, committed = 0.0, dict[str, str](), set[str]()
+        exchange_s, missed, traded = 0.0, dict[str, str](), dict[str, tuple[int, int]]()
         outgoing = await self._compute(training.begin)
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
             exchange_s += time.perf_counter() - exchange_started
             missed |= exchanged.missed
-            committed |= {c.peer for c in exchanged.contributions}
+            for c in exchanged.contributions:
+                sent, received = traded.get(c.peer, (0, 0))
+                traded[c.peer] = sent + len(c.own), received + len(c.theirs)
             outgoing = await self._compute(training.mixed, exchanged)
-        self.participation.count(round, committed, missed)
+        self.participation.count(round, traded, missed)
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
@@ -187,20 +200,19 @@ class Agent:
         if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
             evaluation = await self._compute(training.evaluate)
         sent, received = self.neighbourhood.traffic
-        metrics.write(
-            done,
-            {
-                "loss": training.loss,
-                "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
-                "neighbours": len(committed),
-                "missed": missed,
-                "bytes_sent": sent,
-                "bytes_received": received,
-                "round_s": time.perf_counter() - started,
-                "exchange_s": exchange_s,
-                **_evaluated(evaluation),
-            },
-        )
+        measured = {
+            "loss": training.loss,
+            "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
+            "neighbours": len(traded),
+            "missed": missed,
+            "bytes_sent": sent,
+            "bytes_received": received,
+            "round_s": time.perf_counter() - started,
+            "exchange_s": exchange_s,
+            **_evaluated(evaluation),
+        }
+        metrics.write(done, measured)
+        self.observe("round", {"round": done, **measured, "exchanged": traded})
         if self.table.checkpoint_every and done % self.table.checkpoint_every == 0:
             await self._compute(self._checkpoint)
         return evaluation
@@ -217,6 +229,7 @@ class Agent:
             await self._compute(training.mixed, exchanged)
             agreement = agreement.after(training.disagreement, exchanged.heard)
             metrics.write(training.round, {"disagreement": training.disagreement})
+            self.observe("agreeing", {"round": training.round, "disagreement": training.disagreement})
         return agreement
 
     async def _settle(self) -> None:
@@ -242,13 +255,16 @@ class Agent:
     # ---- files
 
     def _restore(self) -> bool:
-        found = self.home.load(self.agreed) if self.home else None
+        found = self.home.load(self.agreed, self._fell_back) if self.home else None
         if found is None:
             return False
         tensors, meta = found
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
         return True
+
+    def _fell_back(self, reason: str) -> None:
+        self.observe("fallback", {"reason": reason, "to": "the checkpoint before"})
 
     def _checkpoint(self) -> None:
         if self.home is None:
@@ -287,7 +303,7 @@ class Agent:
             "bytes_sent": self.neighbourhood.traffic[0],
             "bytes_received": self.neighbourhood.traffic[1],
         }
-        path = self.home.save_model(training.task.spec.views(training.x) | dict(training.buffers), card)
+        path = self.home.save_model(training.model(), card)
         self.observe("finished", {"model": str(path)})
 
 

@@ -1,12 +1,22 @@
-"""What an agent keeps on disk: its incarnation, the last checkpoint, its measurements and the final model."""
+"""What an agent keeps on disk.
+
+checkpoint.safetensors, checkpoint-before.safetensors     the last two
+metrics.jsonl, audit.jsonl, log.jsonl                     measurements, audit log, what it said
+model.safetensors, model.json                             what everyone takes home, and its card
+export.safetensors                                        a model asked for during the run
+status.json, incarnation, lock, control.sock              how it ended, starts counted, is it running
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -14,6 +24,9 @@ from p2pqg import checkpoint
 from p2pqg.errors import ConfigError, StorageError
 from p2pqg.storage import unwritable, write_atomically
 from p2pqg.telemetry import MetricsWriter, clean
+
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-before.safetensors")
+"""The last one and the one before."""
 
 
 class Home:
@@ -26,6 +39,21 @@ class Home:
         except OSError as error:
             raise unwritable(folder, error) from error
 
+    def lock(self) -> BaseFileLock:
+        """Keep other agents out of this home for as long as the process lives. Raises `ConfigError` if one
+        is running in it."""
+        path = self.folder / "lock"
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError("another agent is running in this home", where=str(self.folder)) from None
+        except OSError as error:
+            raise unwritable(path, error) from error
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
+        return lock
+
     def next_incarnation(self) -> int:
         """A number that is larger at every start, so that peers tell a restarted agent from the old one."""
         path = self.folder / "incarnation"
@@ -37,16 +65,39 @@ class Home:
         return last + 1
 
     def save(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        checkpoint.save(self.folder / "checkpoint.safetensors", tensors, meta)
+        """Replace the checkpoint; the one it replaces is kept as the one before."""
+        current, before = (self.folder / name for name in CHECKPOINTS)
+        if current.exists():
+            try:
+                before.unlink(missing_ok=True)
+                os.link(current, before)  # both names at every moment: the write below may fail
+            except OSError:  # a file system without links
+                with suppress(OSError):
+                    os.replace(current, before)
+        checkpoint.save(current, tensors, meta)
 
-    def load(self, agreed: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The checkpoint, or None if there is none yet. Raises `ConfigError` if it was made under other
-        settings than `agreed`."""
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
+    def load(
+        self, agreed: Mapping[str, str], fallback: Callable[[str], None] = lambda reason: None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint that can be read, or None if there never was one.
+
+        If the last one is damaged, `fallback` is told why and the one before is taken. Raises `StorageError`
+        if no checkpoint can be read, and `ConfigError` if it was made under other settings than `agreed`.
+        """
+        paths = [self.folder / name for name in CHECKPOINTS if (self.folder / name).exists()]
+        for path in paths:
+            try:
+                tensors, meta = checkpoint.load(path)
+                break
+            except StorageError as error:
+                if path == paths[-1]:
+                    raise StorageError(
+                        f"{error}; no checkpoint in this home can be read: restore one, or remove "
+                        f"{' and '.join(p.name for p in paths)} to start over"
+                    ) from error
+                fallback(str(error))
+        else:
             return None
-        tensors, meta = checkpoint.load(path)
         for item in sorted(agreed.keys() | meta["agreed"].keys()):
             now, then = agreed.get(item), meta["agreed"].get(item)
             if now != then:
@@ -63,9 +114,21 @@ class Home:
 
     def save_model(self, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
         """Write the model everyone takes home and the card that says what it is; returns its path."""
-        path = self.folder / "model.safetensors"
+        path = self._write_model("model.safetensors", tensors)
+        self.write_json("model.json", card)
+        return path
+
+    def save_export(self, tensors: Mapping[str, Tensor]) -> Path:
+        """Write a model that was asked for during the run; returns its path."""
+        return self._write_model("export.safetensors", tensors)
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Replace a file by `record`."""
+        text = json.dumps(clean(record), indent=2, allow_nan=False)
+        write_atomically(self.folder / name, f"{text}\n".encode())
+
+    def _write_model(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
+        path = self.folder / name
         own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         write_atomically(path, serialise(own, metadata={"format": "pt"}))
-        text = json.dumps(clean(card), indent=2, allow_nan=False)
-        write_atomically(self.folder / "model.json", f"{text}\n".encode())
         return path

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from p2pqg import __version__
@@ -25,6 +26,7 @@ from p2pqg.gossip.messages import Hello
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
+from p2pqg.status import Journal, Link, Phase, Status
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
 from p2pqg.training import Outgoing, Training
@@ -32,6 +34,9 @@ from p2pqg.transport.base import Transport
 from p2pqg.wire.tensors import WIRE_DTYPES
 
 T = TypeVar("T")
+
+DISTANCES = 200
+"""Rounds of a run that measure how far the neighbours' models are: a pass over each of their models."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Agent:
     """One agent of `network`, running `settings` on its own `task`.
 
     Without a `home` nothing is kept on disk. `stop_after` ends the run at a round boundary, with a
-    checkpoint. Errors: `ConfigError` before anything starts; `TransportError` if neighbours do not show up;
-    `TrainingDiverged`; `StorageError`.
+    checkpoint; `secured` says whether `transport` proves names. Errors: `ConfigError` before anything
+    starts; `TransportError` if neighbours do not show up; `TrainingDiverged`; `StorageError`.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Agent:
         home: Home | None = None,
         stop_after: int | None = None,
         observe: Observe = no_events,
+        secured: bool = False,
     ) -> None:
         if table.name not in network.names:
             raise ConfigError(
@@ -76,7 +82,10 @@ class Agent:
             )
         self.name, self.names, self.topology = table.name, network.names, network.build()
         self.index = self.names.index(self.name)
-        self.settings, self.table, self.home, self.observe = settings, table, home, observe
+        self.settings, self.table, self.home, self.secured = settings, table, home, secured
+        self.journal = Journal()
+        self._phase: Phase = "starting"
+        self._tell, self._began_s = observe, time.monotonic()
         self.last_round = settings.rounds if stop_after is None else min(stop_after, settings.rounds)
         algorithm = settings.algorithm.build()
         if algorithm.needs_mean and not self.topology.complete:
@@ -116,7 +125,8 @@ class Agent:
                 round_timeout_s=table.round_timeout_s,
             ),
         )
-        self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, observe)
+        self.greeting = greeting
+        self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, self.observe)
         self._stopping = False
         self._executor: Executor | None = None
 
@@ -124,6 +134,43 @@ class Agent:
         """End at the next round boundary: a round past PREPARED is finished, then checkpoint and goodbye."""
         self._stopping = True
         self.neighbourhood.leave()
+
+    def observe(self, event: str, details: Mapping[str, Any]) -> None:
+        """Remember an event and tell whoever wanted to know."""
+        self.journal.note(event, details, time.monotonic() - self._began_s)
+        self._tell(event, details)
+
+    def status(self) -> Status:
+        """What there is to see of this agent now; call it in the event loop."""
+        journal, training, neighbourhood = self.journal, self.training, self.neighbourhood
+        sent, received = neighbourhood.traffic
+        round = min(training.round, self.settings.rounds)
+        pace_s = journal.pace_s
+        return Status(
+            version=__version__,
+            network=self.greeting.network,
+            run=self.greeting.run,
+            agent=self.name,
+            incarnation=self.greeting.incarnation,
+            phase="stopping" if self._stopping and self._phase != "finished" else self._phase,
+            secured=self.secured,
+            algorithm=self.settings.algorithm.name,
+            topology=self.topology.name,
+            parameters=training.task.spec.d,
+            samples=training.task.samples,
+            round=round,
+            rounds=self.settings.rounds,
+            uptime_s=time.monotonic() - self._began_s,
+            remaining_s=None if pace_s is None else (self.settings.rounds - round) * pace_s,
+            agents=self.names,
+            edges=self._edges,
+            links=tuple(map(self._link, self.gossip.edges)),
+            latest=dict(journal.latest),
+            bytes_sent=sent,
+            bytes_received=received,
+            privacy=None,
+            events=journal.events,
+        )
 
     async def run(self) -> Outcome:
         """Train, agree, and write the model; returns when all is done or the run was stopped."""
@@ -147,6 +194,7 @@ class Agent:
     async def _run(self) -> Outcome:
         training = self.training
         await self.neighbourhood.wait_for_all(self.table.start_timeout_s)
+        self._phase = "training"
         self.observe("started", {"round": training.round, "neighbours": list(self.gossip.live)})
         with self._metrics() as metrics:
             evaluation = None
@@ -163,6 +211,7 @@ class Agent:
             final = await self._compute(training.evaluate)
             outcome = Outcome(training.round, not self._stopping, evaluation, final, agreement)
             self._save_model(outcome)
+            self._phase = "finished"
             return outcome
 
     async def _train_one_round(self, metrics: MetricsWriter | _NoMetrics) -> Evaluation | None:
@@ -171,7 +220,8 @@ class Agent:
         round = training.round
         started = time.perf_counter()
         exchange_s, missed, committed = 0.0, dict[str, str](), set[str]()
-        outgoing = await self._compute(training.begin)
+        measure = round % max(1, settings.rounds // DISTANCES) == 0
+        outgoing = await self._compute(lambda: training.begin(measure=measure))
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
@@ -180,6 +230,7 @@ class Agent:
             committed |= {c.peer for c in exchanged.contributions}
             outgoing = await self._compute(training.mixed, exchanged)
         self.participation.count(round, committed, missed)
+        self.journal.mixed(committed, missed)
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
@@ -187,20 +238,20 @@ class Agent:
         if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
             evaluation = await self._compute(training.evaluate)
         sent, received = self.neighbourhood.traffic
-        metrics.write(
-            done,
-            {
-                "loss": training.loss,
-                "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
-                "neighbours": len(committed),
-                "missed": missed,
-                "bytes_sent": sent,
-                "bytes_received": received,
-                "round_s": time.perf_counter() - started,
-                "exchange_s": exchange_s,
-                **_evaluated(evaluation),
-            },
-        )
+        values = {
+            "loss": training.loss,
+            "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
+            "neighbours": len(committed),
+            "missed": missed,
+            "bytes_sent": sent,
+            "bytes_received": received,
+            "round_s": time.perf_counter() - started,
+            "exchange_s": exchange_s,
+            **({"disagreement": training.disagreement} if measure and committed else {}),
+            **_evaluated(evaluation),
+        }
+        metrics.write(done, values)
+        self.journal.measured(done, values)
         if self.table.checkpoint_every and done % self.table.checkpoint_every == 0:
             await self._compute(self._checkpoint)
         return evaluation
@@ -210,6 +261,7 @@ class Agent:
         finish, training = self.settings.finish, self.training
         max_rounds = 0 if training.algorithm.centralised else finish.max_rounds  # equal models all along
         agreement = Agreement.of(self.topology, finish.tolerance, max_rounds)
+        self._phase = "agreeing"
         while not agreement.done and not self._stopping:
             outgoing = await self._compute(lambda: training.begin(gossip_only=True))
             assert outgoing is not None
@@ -217,6 +269,7 @@ class Agent:
             await self._compute(training.mixed, exchanged)
             agreement = agreement.after(training.disagreement, exchanged.heard)
             metrics.write(training.round, {"disagreement": training.disagreement})
+            self.journal.measured(training.round, {"disagreement": training.disagreement})
         return agreement
 
     async def _settle(self) -> None:
@@ -239,6 +292,37 @@ class Agent:
     async def _compute(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
+    # ---- what can be seen
+
+    @cached_property
+    def _edges(self) -> tuple[tuple[str, str], ...]:
+        pairs = {
+            (min(i, j), max(i, j))
+            for graph in self.topology.graphs
+            for i, incoming in enumerate(graph.incoming)
+            for j in incoming
+        }
+        return tuple((self.names[i], self.names[j]) for i, j in sorted(pairs))
+
+    def _link(self, peer: str) -> Link:
+        edge = self.gossip.edges[peer]
+        sent, received = self.neighbourhood.traffic_with(peer)
+        missing = [span for span in self.participation.missing if span["peer"] == peer]
+        last = missing[-1]["reason"] if missing else ""
+        return Link(
+            peer=peer,
+            state="live" if edge.live else "left" if edge.left else "refused" if edge.refused else "missing",
+            reason="" if edge.live else self.neighbourhood.refusals.get(peer, last),
+            round=edge.peer_round,
+            round_trip_s=edge.round_trip_s if edge.live else None,
+            mixed=self.participation.mixed.get(peer, 0),
+            missed=sum(span["to"] - span["from"] + 1 for span in missing),
+            quality=self.journal.quality(peer),
+            leaked=edge.leaked,
+            bytes_sent=sent,
+            bytes_received=received,
+        )
+
     # ---- files
 
     def _restore(self) -> bool:
@@ -248,6 +332,9 @@ class Agent:
         tensors, meta = found
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
+        for line in self.home.measured() if self.home else ():
+            if line["round"] <= meta["round"]:
+                self.journal.measured(line["round"], line)
         return True
 
     def _checkpoint(self) -> None:

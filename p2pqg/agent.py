@@ -151,6 +151,7 @@ class Agent:
             network=self.greeting.network,
             run=self.greeting.run,
             agent=self.name,
+            address=neighbourhood.address,
             incarnation=self.greeting.incarnation,
             phase="stopping" if self._stopping and self._phase != "finished" else self._phase,
             secured=self.secured,

@@ -196,6 +196,12 @@ class TlsTable(Settings):
     authority: Path
 
 
+class WebTable(Settings):
+    """``[web]``: the page on which this agent can be watched; without this table there is none."""
+
+    listen: str = "127.0.0.1:8080"
+
+
 class NetworkTable(Settings):
     """``[network]``: the static topology file."""
 
@@ -208,6 +214,7 @@ class AgentSettings(RunSettings):
     agent: AgentTable
     network: NetworkTable
     tls: TlsTable | None = None
+    web: WebTable | None = None
 
 
 class Member(Settings):

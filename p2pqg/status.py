@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 CURVES = ("loss", "test_loss", "test_accuracy", "disagreement", "round_s", "bytes_sent")
@@ -19,6 +19,8 @@ POINTS = 1000
 EVENTS = 200
 RECENT = 50
 """Rounds that the quality of a link and the pace look back."""
+REPEATS = 20
+"""Last events that a new one may repeat."""
 TEXT = 300
 """Longest text of an event: peers write some of them."""
 
@@ -48,12 +50,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something worth a line in the log; `number` counts all events since the start."""
+    """Something worth a line in the log. What happens again in another round is one event that happened
+    several `times`, `at_s` the last of them."""
 
-    number: int
     at_s: float
     event: str
     details: Mapping[str, str]
+    times: int = 1
+
+    def repeats(self, other: Event) -> bool:
+        """Whether this is `other` again, in whatever round."""
+        return self.event == other.event and {**self.details, "round": ""} == {**other.details, "round": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +76,17 @@ class Privacy:
 class Status:
     """One agent at one moment.
 
-    `edges` are all edges of the network as its topology file has them; `links` what this agent knows of its
-    own. `remaining_s` is an estimate from the recent rounds, None before the first. `latest` holds the last
-    value of each of `CURVES` that was measured.
+    `address` is where the agent listens, empty until it does. `edges` are all edges of the network as its
+    topology file has them; `links` what this agent knows of its own. `remaining_s` is an estimate from the
+    recent rounds, None before the first. `latest` holds the last value of each of `CURVES` that was
+    measured.
     """
 
     version: str
     network: str
     run: str
     agent: str
+    address: str
     incarnation: int
     phase: Phase
     secured: bool
@@ -133,7 +142,6 @@ class Journal:
         self.curves = {name: Curve() for name in CURVES}
         self.latest: dict[str, float] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS)
-        self._noted = 0
         self._pace: deque[float] = deque(maxlen=RECENT)
         self._took_part: dict[str, deque[bool]] = {}
 
@@ -149,9 +157,12 @@ class Journal:
 
     def note(self, event: str, details: Mapping[str, Any], at_s: float) -> None:
         """Remember an event."""
-        self._noted += 1
-        texts = {key: _short(value) for key, value in details.items()}
-        self._events.append(Event(self._noted, at_s, event, texts))
+        new = Event(at_s, event, {key: _short(value) for key, value in details.items()})
+        for old in list(self._events)[-REPEATS:]:
+            if new.repeats(old):
+                self._events.remove(old)
+                new = replace(new, times=old.times + 1)
+        self._events.append(new)
 
     def mixed(self, committed: Iterable[str], missed: Iterable[str]) -> None:
         """Remember which edges took part in a round."""

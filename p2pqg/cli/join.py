@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from p2pqg.config import AgentSettings, NetworkFile
 from p2pqg.errors import ConfigError
 from p2pqg.home import Home
 from p2pqg.security import TlsFiles
+from p2pqg.service import keep_notified, notify
 from p2pqg.tasks import load_task_factory
 from p2pqg.transport.grpc import GrpcTransport
 
@@ -40,8 +42,8 @@ def join(file: Path, stop_after: int | None, log: str) -> None:
     boundary: a round past the point of no return is finished, then checkpoint and goodbye.
     """
     _configure_log(log)
-    agent = build(file, stop_after)
-    outcome = asyncio.run(_run(agent))
+    settings, agent = build(file, stop_after)
+    outcome = asyncio.run(run(agent, settings))
     if outcome.finished and outcome.final is not None:
         score = outcome.final.accuracy
         click.echo(
@@ -51,8 +53,9 @@ def join(file: Path, stop_after: int | None, log: str) -> None:
         click.echo(f"stopped after round {outcome.round}; run the same command to go on")
 
 
-def build(file: Path, stop_after: int | None = None) -> Agent:
-    """The agent that a settings file describes. Raises `ConfigError` before anything is started."""
+def build(file: Path, stop_after: int | None = None) -> tuple[AgentSettings, Agent]:
+    """What a settings file says, and the agent that it describes. Raises `ConfigError` before anything is
+    started."""
     settings = config.load(AgentSettings, file)
     network = config.load(NetworkFile, settings.network.file)
     name = settings.agent.name
@@ -79,7 +82,7 @@ def build(file: Path, stop_after: int | None = None) -> Agent:
     torch.set_num_threads(settings.agent.threads)
     try:
         task = load_task_factory(settings.task.name, file.parent)(settings.context(name, network.names))
-        return Agent(
+        agent = Agent(
             settings.agent,
             network,
             settings,
@@ -88,18 +91,38 @@ def build(file: Path, stop_after: int | None = None) -> Agent:
             home=Home(settings.agent.home),
             stop_after=stop_after,
             observe=_observe(name),
+            secured=identity is not None,
         )
+        return settings, agent
     except ConfigError as error:
         if error.where:
             raise
         raise ConfigError(error.message, where=str(file), key=error.key) from None
 
 
-async def _run(agent: Agent) -> Outcome:
+async def run(agent: Agent, settings: AgentSettings) -> Outcome:
+    """Run the agent, seen by its page and by systemd if they are there, until it is done or told to stop."""
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        notify(STOPPING=1)
+        agent.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stop)
-    return await agent.run()
+        loop.add_signal_handler(number, stop)
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.web is not None:
+            from p2pqg.web.server import serve  # an agent without a page does without its libraries
+
+            tls = TlsFiles(**settings.tls.model_dump()) if settings.tls else None
+            token = settings.agent.home / "web.token"
+            url = await stack.enter_async_context(
+                serve(agent, settings.web.listen, token_file=token, tls=tls)
+            )
+            agent.observe("page", {"address": url})
+        notifying = loop.create_task(keep_notified(agent.status))
+        stack.callback(notifying.cancel)
+        return await agent.run()
 
 
 def _observe(name: str) -> Any:

@@ -40,11 +40,23 @@ def test_a_journal_keeps_what_is_a_number() -> None:
 def test_events_are_bounded_in_number_and_length() -> None:
     journal = Journal()
     for i in range(EVENTS + 10):
-        journal.note("refused", {"reason": "x" * 10_000, "peers": ["a", "b"]}, float(i))
-    assert len(journal.events) == EVENTS
-    assert [journal.events[i].number for i in (0, -1)] == [11, EVENTS + 10]
+        journal.note("refused", {"peer": i, "reason": "x" * 10_000, "peers": ["a", "b"]}, float(i))
+    assert [event.at_s for event in journal.events] == [10.0 + i for i in range(EVENTS)]
     assert len(journal.events[-1].details["reason"]) == TEXT
     assert journal.events[-1].details["peers"] == "a, b"
+
+
+def test_what_happens_again_is_one_event() -> None:
+    journal = Journal()
+    for round in range(100):
+        for peer in ("bern", "chur"):
+            journal.note("missed", {"peer": peer, "round": round, "reason": "not connected"}, float(round))
+    journal.note("missed", {"peer": "bern", "round": 100, "reason": "late"}, 100.0)
+    assert [(e.details["peer"], e.times, e.at_s) for e in journal.events] == [
+        ("bern", 100, 99.0),
+        ("chur", 100, 99.0),
+        ("bern", 1, 100.0),
+    ]
 
 
 def test_quality_looks_at_recent_rounds() -> None:

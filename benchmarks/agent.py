@@ -75,7 +75,7 @@ class Pair:
                 "network": {"file": "network.toml"},
             }
             if name == NAMES[1]:
-                settings["web"] = {"listen": addresses[2]}
+                settings["telemetry"] = {"web": addresses[2]}
             self.files.append(folder / f"{name}.toml")
             self.files[-1].write_text(tomli_w.dumps(settings))
 

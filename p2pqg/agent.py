@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pqg import __version__
@@ -26,9 +27,9 @@ from p2pqg.gossip.messages import Hello
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
-from p2pqg.status import Journal, Link, Phase, Status
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
+from p2pqg.telemetry.journal import Link
 from p2pqg.training import Outgoing, Training
 from p2pqg.transport.base import Transport
 from p2pqg.wire.tensors import WIRE_DTYPES
@@ -59,8 +60,8 @@ class Agent:
     """One agent of `network`, running `settings` on its own `task`.
 
     Without a `home` nothing is kept on disk. `stop_after` ends the run at a round boundary, with a
-    checkpoint; `secured` says whether `transport` proves names. Errors: `ConfigError` before anything
-    starts; `TransportError` if neighbours do not show up; `TrainingDiverged`; `StorageError`.
+    checkpoint. Errors: `ConfigError` before anything starts; `TransportError` if neighbours do not show up;
+    `TrainingDiverged`; `StorageError`.
     """
 
     def __init__(
@@ -74,7 +75,6 @@ class Agent:
         home: Home | None = None,
         stop_after: int | None = None,
         observe: Observe = no_events,
-        secured: bool = False,
     ) -> None:
         if table.name not in network.names:
             raise ConfigError(
@@ -82,10 +82,7 @@ class Agent:
             )
         self.name, self.names, self.topology = table.name, network.names, network.build()
         self.index = self.names.index(self.name)
-        self.settings, self.table, self.home, self.secured = settings, table, home, secured
-        self.journal = Journal()
-        self._phase: Phase = "starting"
-        self._tell, self._began_s = observe, time.monotonic()
+        self.settings, self.table, self.home, self.observe = settings, table, home, observe
         self.last_round = settings.rounds if stop_after is None else min(stop_after, settings.rounds)
         algorithm = settings.algorithm.build()
         if algorithm.needs_mean and not self.topology.complete:
@@ -125,8 +122,8 @@ class Agent:
                 round_timeout_s=table.round_timeout_s,
             ),
         )
-        self.greeting = greeting
-        self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, self.observe)
+        self.incarnation = greeting.incarnation
+        self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, observe)
         self._stopping = False
         self._executor: Executor | None = None
 
@@ -135,43 +132,15 @@ class Agent:
         self._stopping = True
         self.neighbourhood.leave()
 
-    def observe(self, event: str, details: Mapping[str, Any]) -> None:
-        """Remember an event and tell whoever wanted to know."""
-        self.journal.note(event, details, time.monotonic() - self._began_s)
-        self._tell(event, details)
+    async def evaluate(self) -> Evaluation:
+        """Score the model as it is now; training waits meanwhile."""
+        return await self._compute(self.training.evaluate)
 
-    def status(self) -> Status:
-        """What there is to see of this agent now; call it in the event loop."""
-        journal, training, neighbourhood = self.journal, self.training, self.neighbourhood
-        sent, received = neighbourhood.traffic
-        round = min(training.round, self.settings.rounds)
-        pace_s = journal.pace_s
-        return Status(
-            version=__version__,
-            network=self.greeting.network,
-            run=self.greeting.run,
-            agent=self.name,
-            address=neighbourhood.address,
-            incarnation=self.greeting.incarnation,
-            phase="stopping" if self._stopping and self._phase != "finished" else self._phase,
-            secured=self.secured,
-            algorithm=self.settings.algorithm.name,
-            topology=self.topology.name,
-            parameters=training.task.spec.d,
-            samples=training.task.samples,
-            round=round,
-            rounds=self.settings.rounds,
-            uptime_s=time.monotonic() - self._began_s,
-            remaining_s=None if pace_s is None else (self.settings.rounds - round) * pace_s,
-            agents=self.names,
-            edges=self._edges,
-            links=tuple(map(self._link, self.gossip.edges)),
-            latest=dict(journal.latest),
-            bytes_sent=sent,
-            bytes_received=received,
-            privacy=None,
-            events=journal.events,
-        )
+    async def export(self) -> tuple[Path, int]:
+        """Write the model as it is now to the home; returns the file and the round."""
+        assert self.home is not None
+        home, training = self.home, self.training
+        return await self._compute(lambda: (home.save_export(training.model()), training.round))
 
     async def run(self) -> Outcome:
         """Train, agree, and write the model; returns when all is done or the run was stopped."""
@@ -195,7 +164,6 @@ class Agent:
     async def _run(self) -> Outcome:
         training = self.training
         await self.neighbourhood.wait_for_all(self.table.start_timeout_s)
-        self._phase = "training"
         self.observe("started", {"round": training.round, "neighbours": list(self.gossip.live)})
         with self._metrics() as metrics:
             evaluation = None
@@ -212,7 +180,6 @@ class Agent:
             final = await self._compute(training.evaluate)
             outcome = Outcome(training.round, not self._stopping, evaluation, final, agreement)
             self._save_model(outcome)
-            self._phase = "finished"
             return outcome
 
     async def _train_one_round(self, metrics: MetricsWriter | _NoMetrics) -> Evaluation | None:
@@ -220,7 +187,7 @@ class Agent:
         training, settings = self.training, self.settings
         round = training.round
         started = time.perf_counter()
-        exchange_s, missed, committed = 0.0, dict[str, str](), set[str]()
+        exchange_s, missed, traded = 0.0, dict[str, str](), dict[str, tuple[int, int]]()
         measure = round % max(1, settings.rounds // DISTANCES) == 0
         outgoing = await self._compute(lambda: training.begin(measure=measure))
         while outgoing is not None:
@@ -228,10 +195,11 @@ class Agent:
             exchanged = await self._exchange(outgoing)
             exchange_s += time.perf_counter() - exchange_started
             missed |= exchanged.missed
-            committed |= {c.peer for c in exchanged.contributions}
+            for c in exchanged.contributions:
+                sent, received = traded.get(c.peer, (0, 0))
+                traded[c.peer] = sent + len(c.own), received + len(c.theirs)
             outgoing = await self._compute(training.mixed, exchanged)
-        self.participation.count(round, committed, missed)
-        self.journal.mixed(committed, missed)
+        self.participation.count(round, traded, missed)
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
@@ -239,20 +207,20 @@ class Agent:
         if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
             evaluation = await self._compute(training.evaluate)
         sent, received = self.neighbourhood.traffic
-        values = {
+        measured = {
             "loss": training.loss,
             "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
-            "neighbours": len(committed),
+            "neighbours": len(traded),
             "missed": missed,
             "bytes_sent": sent,
             "bytes_received": received,
             "round_s": time.perf_counter() - started,
             "exchange_s": exchange_s,
-            **({"disagreement": training.disagreement} if measure and committed else {}),
+            **({"disagreement": training.disagreement} if measure and traded else {}),
             **_evaluated(evaluation),
         }
-        metrics.write(done, values)
-        self.journal.measured(done, values)
+        metrics.write(done, measured)
+        self.observe("round", {"round": done, **measured, "exchanged": traded})
         if self.table.checkpoint_every and done % self.table.checkpoint_every == 0:
             await self._compute(self._checkpoint)
         return evaluation
@@ -262,7 +230,6 @@ class Agent:
         finish, training = self.settings.finish, self.training
         max_rounds = 0 if training.algorithm.centralised else finish.max_rounds  # equal models all along
         agreement = Agreement.of(self.topology, finish.tolerance, max_rounds)
-        self._phase = "agreeing"
         while not agreement.done and not self._stopping:
             outgoing = await self._compute(lambda: training.begin(gossip_only=True))
             assert outgoing is not None
@@ -270,7 +237,7 @@ class Agent:
             await self._compute(training.mixed, exchanged)
             agreement = agreement.after(training.disagreement, exchanged.heard)
             metrics.write(training.round, {"disagreement": training.disagreement})
-            self.journal.measured(training.round, {"disagreement": training.disagreement})
+            self.observe("agreeing", {"round": training.round, "disagreement": training.disagreement})
         return agreement
 
     async def _settle(self) -> None:
@@ -296,7 +263,8 @@ class Agent:
     # ---- what can be seen
 
     @cached_property
-    def _edges(self) -> tuple[tuple[str, str], ...]:
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """All pairs of agents that ever exchange, by name."""
         pairs = {
             (min(i, j), max(i, j))
             for graph in self.topology.graphs
@@ -305,7 +273,11 @@ class Agent:
         }
         return tuple((self.names[i], self.names[j]) for i, j in sorted(pairs))
 
-    def _link(self, peer: str) -> Link:
+    def links(self, quality: Callable[[str], float | None]) -> tuple[Link, ...]:
+        """This agent's own edges as they are now; call it in the event loop."""
+        return tuple(self._link(peer, quality(peer)) for peer in self.gossip.edges)
+
+    def _link(self, peer: str, quality: float | None) -> Link:
         edge = self.gossip.edges[peer]
         sent, received = self.neighbourhood.traffic_with(peer)
         missing = [span for span in self.participation.missing if span["peer"] == peer]
@@ -318,7 +290,7 @@ class Agent:
             round_trip_s=edge.round_trip_s if edge.live else None,
             mixed=self.participation.mixed.get(peer, 0),
             missed=sum(span["to"] - span["from"] + 1 for span in missing),
-            quality=self.journal.quality(peer),
+            quality=quality,
             leaked=edge.leaked,
             bytes_sent=sent,
             bytes_received=received,
@@ -333,9 +305,6 @@ class Agent:
         tensors, meta = found
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
-        for line in self.home.measured() if self.home else ():
-            if line["round"] <= meta["round"]:
-                self.journal.measured(line["round"], line)
         return True
 
     def _checkpoint(self) -> None:
@@ -375,7 +344,7 @@ class Agent:
             "bytes_sent": self.neighbourhood.traffic[0],
             "bytes_received": self.neighbourhood.traffic[1],
         }
-        path = self.home.save_model(training.task.spec.views(training.x) | dict(training.buffers), card)
+        path = self.home.save_model(training.model(), card)
         self.observe("finished", {"model": str(path)})
 
 

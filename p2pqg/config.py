@@ -1,8 +1,10 @@
 """Settings: TOML in, validated values out.
 
 `RunSettings` is what `simulate`, `swarm` and `join` share; what a whole network must agree on is
-`RunSettings.agreed`, which travels in the handshake. Unknown keys are refused, and every error names the
-file, the key, what was expected and what was found.
+`RunSettings.agreed`, which travels in the handshake. A network's file may set any of them for all its
+agents, and an agent's file has the last word: a site says where its data are and how large its batches; if
+it changes what must be agreed on, the others refuse it by name. Unknown keys are refused, and every error
+names the file, the key, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +23,12 @@ from p2pqg.algorithms import Algorithm
 from p2pqg.errors import ConfigError
 from p2pqg.flat import Spec
 from p2pqg.schedules import Schedule
+from p2pqg.security.certificates import AGENT_NAME
 from p2pqg.tasks.base import TaskContext
 from p2pqg.topology import Topology
 
 Wire = Literal["float32", "float16", "float64"]
+AgentName = Annotated[str, Field(pattern=AGENT_NAME)]
 
 
 class Settings(BaseModel):
@@ -173,7 +177,7 @@ class SimulationSettings(RunSettings):
 class AgentTable(Settings):
     """``[agent]``: this device."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: AgentName
     listen: str = "127.0.0.1:0"
     home: Path = Path("home")
     wire: Wire | None = None
@@ -194,12 +198,19 @@ class TlsTable(Settings):
     certificate: Path
     private_key: Path
     authority: Path
+    revoked: Path | None = None
+    """The authority's list of certificates that it took back; read again when it changes."""
+    allow: tuple[str, ...] | None = None
+    """Names or key fingerprints of the agents that are let in; all of the network unless set."""
 
 
-class WebTable(Settings):
-    """``[web]``: the page on which this agent can be watched; without this table there is none."""
+class TelemetryTable(Settings):
+    """``[telemetry]``: how the agent can be watched from outside its home."""
 
-    listen: str = "127.0.0.1:8080"
+    prometheus: str | None = None
+    """``address:port`` at which to serve metrics; they are not served unless set."""
+    web: str | None = None
+    """``address:port`` of the page on which the agent can be watched; there is none unless set."""
 
 
 class NetworkTable(Settings):
@@ -214,30 +225,31 @@ class AgentSettings(RunSettings):
     agent: AgentTable
     network: NetworkTable
     tls: TlsTable | None = None
-    web: WebTable | None = None
+    telemetry: TelemetryTable = TelemetryTable()
 
 
 class Member(Settings):
     """One ``[[agents]]`` entry of a topology file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: AgentName
     address: str
 
 
-class NetworkFile(Settings):
-    """A static topology file: who there is, where, and who talks to whom."""
+class NetworkFile(RunSettings):
+    """A network's file: who there is, where, who talks to whom, and what they have in common."""
 
     name: str
     run: str = "1"
     topology: str = "ring"
     edges: tuple[tuple[str, str], ...] | None = None
-    agents: tuple[Member, ...] = Field(min_length=1)
+    agents: tuple[Member, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkFile:
         if len(set(self.names)) < len(self.names):
             raise ConfigError("expected distinct names", key="agents")
-        self.build()
+        if self.agents:
+            self.build()
         return self
 
     @property
@@ -268,11 +280,28 @@ def agent_names(n: int) -> tuple[str, ...]:
 
 def load(kind: type[S], path: Path) -> S:
     """Read and validate a TOML file. Relative paths in it are relative to its folder."""
+    return validate(kind, read_table(path), where=str(path), base=path.parent)
+
+
+def load_agent(path: Path) -> tuple[AgentSettings, NetworkFile]:
+    """An agent's settings, completed by those of its network's file; relative paths of either are relative
+    to the agent's folder, because data are where the site has them."""
+    own = read_table(path)
+    alone = validate(AgentSettings, own, where=str(path), base=path.parent)
+    network = load(NetworkFile, alone.network.file)
+    common = {
+        key: value for key, value in read_table(alone.network.file).items() if key in RunSettings.model_fields
+    }
+    merged = validate(AgentSettings, _merge(common, own), where=str(path), base=path.parent)
+    return merged, network
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file's content. Raises `ConfigError` if it cannot be read or is no TOML."""
     try:
-        table = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"expected TOML: {error}", where=str(path)) from None
-    return validate(kind, table, where=str(path), base=path.parent)
 
 
 def validate(kind: type[S], table: Mapping[str, Any], *, where: str, base: Path | None = None) -> S:
@@ -297,6 +326,15 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:
         raise ConfigError("expected UTF-8 text", where=str(path)) from None
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables in one; where both have a value, the one `above`."""
+    merged = dict(below)
+    for key, value in above.items():
+        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
 
 
 def _resolved(settings: S, base: Path) -> S:

@@ -1,4 +1,11 @@
-"""What an agent keeps on disk: its incarnation, the last checkpoint, its measurements and the final model."""
+"""What an agent keeps on disk.
+
+checkpoint.safetensors, checkpoint-before.safetensors     the last two
+metrics.jsonl, audit.jsonl, log.jsonl                     measurements, audit log, what it said
+model.safetensors, model.json                             what everyone takes home, and its card
+export.safetensors                                        a model asked for during the run
+status.json, incarnation, lock, control.sock              how it ended, starts counted, is it running
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -25,6 +33,19 @@ class Home:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
+
+    def lock(self) -> BaseFileLock:
+        """Keep other agents out of this home for as long as the process lives. Raises `ConfigError` if one
+        is running in it."""
+        path = self.folder / "lock"
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError("another agent is running in this home", where=str(self.folder)) from None
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return lock
 
     def next_incarnation(self) -> int:
         """A number that is larger at every start, so that peers tell a restarted agent from the old one."""
@@ -68,9 +89,21 @@ class Home:
 
     def save_model(self, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
         """Write the model everyone takes home and the card that says what it is; returns its path."""
-        path = self.folder / "model.safetensors"
+        path = self._write_model("model.safetensors", tensors)
+        self.write_json("model.json", card)
+        return path
+
+    def save_export(self, tensors: Mapping[str, Tensor]) -> Path:
+        """Write a model that was asked for during the run; returns its path."""
+        return self._write_model("export.safetensors", tensors)
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Replace a file by `record`."""
+        text = json.dumps(clean(record), indent=2, allow_nan=False)
+        write_atomically(self.folder / name, f"{text}\n".encode())
+
+    def _write_model(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
+        path = self.folder / name
         own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         write_atomically(path, serialise(own, metadata={"format": "pt"}))
-        text = json.dumps(clean(card), indent=2, allow_nan=False)
-        write_atomically(self.folder / "model.json", f"{text}\n".encode())
         return path

@@ -249,7 +249,9 @@ class Neighbourhood:
                         break
                     self.gossip.received(peer, message, self._now())
                     self._carry_out()
-                    welcome = welcome or peer in self.gossip.live
+                    if not welcome and peer in self.gossip.live:
+                        welcome = True
+                        self._observe("connected", {"peer": peer, "proven": connection.peer_identity == peer})
         except (TimeoutError, TransportError, RemoteProtocolError) as error:
             link.broken = link.broken or str(error)
         finally:
@@ -278,10 +280,11 @@ class Neighbourhood:
     def _hang_up(self, peer: str, link: _Link) -> None:
         del self._links[peer]
         self._lost_s[peer] = self._now()
-        was_live = self.gossip.edges[peer].live
+        edge = self.gossip.edges[peer]
+        was_live, had_left = edge.live, edge.left
         self.gossip.disconnected(peer, link.broken)
-        if was_live and not self._closing:
-            self._observe("disconnected", {"peer": peer, "reason": link.broken})
+        if (was_live or had_left) and not self._closing:
+            self._observe("disconnected" if was_live else "left", {"peer": peer, "reason": link.broken})
         self._carry_out()
 
     # ---- the machine

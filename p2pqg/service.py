@@ -7,8 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
-
-from p2pqg.status import Status
+from typing import Any
 
 
 def notify(**state: object) -> None:
@@ -30,7 +29,7 @@ def watchdog_s(environment: Mapping[str, str] = os.environ) -> float | None:
     return int(microseconds) / 1e6
 
 
-async def keep_notified(status: Callable[[], Status]) -> None:
+async def keep_notified(snapshot: Callable[[], Mapping[str, Any]]) -> None:
     """Say that the agent listens, then that its event loop lives, and what it does, until cancelled.
 
     The loop receives, decides and answers; if it hangs, the agent is deaf, and systemd starts it again.
@@ -39,11 +38,14 @@ async def keep_notified(status: Callable[[], Status]) -> None:
     period_s = 10.0 if expected_s is None else min(10.0, expected_s / 2)
     ready = False
     while True:
-        seen = status()
-        if seen.address and not ready:
+        seen = snapshot()
+        if seen["address"] and not ready:
             ready = True
             notify(READY=1)
-        live = sum(link.state == "live" for link in seen.links)
-        summary = f"{seen.phase}, round {seen.round} of {seen.rounds}, {live} of {len(seen.links)} neighbours"
+        links = seen["links"]
+        live = sum(link["state"] == "live" for link in links)
+        summary = (
+            f"{seen['state']}, round {seen['round']} of {seen['rounds']}, {live} of {len(links)} neighbours"
+        )
         notify(STATUS=summary, **({} if expected_s is None else {"WATCHDOG": 1}))
         await asyncio.sleep(period_s if ready else 0.1)

@@ -123,6 +123,10 @@ class Training:
         """Score the current model on held-out data."""
         return self.task.evaluate(self.x, self.buffers)
 
+    def model(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return self.task.spec.views(self.x) | dict(self.buffers)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds."""
         state = {f"state.{name}": tensor for name, tensor in self.state.items()}

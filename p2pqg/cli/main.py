@@ -15,7 +15,17 @@ from p2pqg import __version__
 from p2pqg.errors import ConfigError, P2PQGError
 
 COMMANDS = {
+    "init": ("p2pqg.cli.site", "Make an agent's home: a key, a certificate request, settings."),
+    "network": ("p2pqg.cli.network", "The operator's commands: make a network, sign, renew, revoke."),
+    "install": ("p2pqg.cli.site", "Install what the network's operator sent."),
     "join": ("p2pqg.cli.join", "Run one agent of a network."),
+    "status": ("p2pqg.cli.control", "What the agent is doing, and what needs an operator."),
+    "peers": ("p2pqg.cli.control", "Its neighbours."),
+    "logs": ("p2pqg.cli.control", "What it said."),
+    "evaluate": ("p2pqg.cli.control", "Score its model as it is now."),
+    "export": ("p2pqg.cli.control", "Write its model in a plain format."),
+    "leave": ("p2pqg.cli.control", "Ask it to leave."),
+    "version": ("p2pqg.cli.control", "The program's version."),
     "demo": ("p2pqg_simulator.demo", "Eight agents on this machine train on real images."),
     "simulate": (
         "p2pqg_simulator.commands",

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from p2pqg.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
 from p2pqg.gossip.messages import Message
 from p2pqg.security import Identity
+from p2pqg.security.admission import CHALLENGE_BYTES, prove, verify
+from p2pqg.security.certificates import pem
 from p2pqg.transport.base import GRACE_S, Accept, finish, serve
 from p2pqg.wire.codec import MAX_FRAME_BYTES, decode, encode
 
@@ -31,6 +35,8 @@ METHOD = f"/{SERVICE}/Exchange"
 DIAL_TIMEOUT_S = 10.0
 MAX_INBOUND = 256
 """Inbound streams served at once."""
+CHALLENGE, CERTIFICATE, PROOF = "p2pqg-challenge-bin", "p2pqg-certificate-bin", "p2pqg-proof-bin"
+"""Metadata in which the accepting end proves its certificate, see `p2pqg.security.admission`."""
 
 _CHANNEL_OPTIONS = {
     "grpc.max_receive_message_length": MAX_FRAME_BYTES,
@@ -191,13 +197,20 @@ class _Accepted(GrpcConnection):
 class GrpcTransport:
     """Listens at `bind` (``host:port``, port 0 for any free one) and dials ``host:port`` addresses.
 
-    With an identity every connection is mutual TLS and only agents with a certificate of the same authority
-    get in; without, connections are plaintext and prove no name.
+    With an identity every connection is mutual TLS and only agents whose certificate it admits get in;
+    without, connections are plaintext and prove no name. `refused(reason)` is told of every peer that came
+    with a certificate of the authority and was not let in all the same.
     """
 
-    def __init__(self, bind: str = "127.0.0.1:0", identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        bind: str = "127.0.0.1:0",
+        identity: Identity | None = None,
+        refused: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._bind = bind
         self._identity = identity
+        self._refused = refused
         self._server: Any = None
         self._accept: Accept | None = None
         self._health = health.aio.HealthServicer()
@@ -217,7 +230,7 @@ class GrpcTransport:
             if self._identity is None:
                 port = server.add_insecure_port(self._bind)
             else:
-                port = server.add_secure_port(self._bind, _server_credentials(self._identity))
+                port = server.add_secure_port(self._bind, self._server_credentials(self._identity))
         except RuntimeError as error:
             raise ConfigError(_why_not_bound(self._bind), key="listen") from error
         self._accept = accept
@@ -228,22 +241,20 @@ class GrpcTransport:
         return f"{self._bind.rpartition(':')[0]}:{port}"
 
     async def dial(self, peer: str, address: str) -> GrpcConnection:
-        options: list[tuple[str, Any]] = list(_CLIENT_OPTIONS.items())
-        if self._identity is None:
-            channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            options.append(("grpc.ssl_target_name_override", peer))
-            channel = grpc.aio.secure_channel(address, _client_credentials(self._identity), options=options)
-        call = channel.stream_stream(METHOD)()
-        identity = peer if self._identity is not None else None
-        connection = _Dialled(call, channel, identity, self._dialled.discard)
+        identity = self._renewed()
+        channel = open_channel(peer, address, identity)
+        challenge = secrets.token_bytes(CHALLENGE_BYTES)
+        call = channel.stream_stream(METHOD)(metadata=((CHALLENGE, challenge),))
+        connection = _Dialled(call, channel, peer if identity else None, self._dialled.discard)
         answer = _start(call.initial_metadata())
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await _outcome(answer)
+                metadata = await _outcome(answer)
             if call.done():  # refused: the answer was the end of the call
                 await _outcome(_start(call.read()))
                 raise TransportError("refused")
+            if identity is not None:
+                self._admit_acceptor(peer, identity, challenge, dict(metadata))
         except (TimeoutError, TransportError, RemoteProtocolError) as error:
             await connection.abandon()
             raise TransportError(f"{peer} cannot be reached at {address}: {error or 'no answer'}") from error
@@ -263,20 +274,18 @@ class GrpcTransport:
 
     async def _exchange(self, _: Any, context: Any) -> None:
         """Serve one inbound stream; returning ends it."""
-        peer, identity = context.peer(), None
+        peer, name, proof = context.peer(), None, ()
         if len(self._inbound) >= MAX_INBOUND:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"already {MAX_INBOUND} streams")
         if self._identity is not None:
-            names = context.auth_context().get("peer_dns", ())
-            if len(names) != 1:
-                await context.abort(
-                    grpc.StatusCode.UNAUTHENTICATED,
-                    f"expected a certificate with one dNSName, found {len(names)}",
-                )
-            identity = names[0].decode("ascii", "replace")
+            try:
+                name, proof = self._admit_dialler(self._identity, context)
+            except RemoteProtocolError as error:
+                self._refused(str(error))
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         assert self._accept is not None
-        await context.send_initial_metadata(())
-        connection = _Accepted(context, identity)
+        await context.send_initial_metadata(proof)
+        connection = _Accepted(context, name)
         task = asyncio.create_task(serve(self._accept, connection))
         self._inbound[connection] = task
         task.add_done_callback(lambda _: self._inbound.pop(connection))
@@ -285,6 +294,81 @@ class GrpcTransport:
         except asyncio.CancelledError:
             connection.end(f"{peer} broke the connection")
             raise
+
+    # ---- identities
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in use; another one once the certificate was renewed."""
+        return self._renewed()
+
+    def _renewed(self) -> Identity | None:
+        if self._identity is not None:
+            self._identity = self._identity.renewed()
+        return self._identity
+
+    def _server_credentials(self, identity: Identity) -> Any:
+        """Credentials that follow a renewal: core asks for them before each handshake."""
+        served = identity
+
+        def configuration() -> Any:
+            return grpc.ssl_server_certificate_configuration(
+                [(served.private_key, served.certificate)], root_certificates=served.authority
+            )
+
+        def follow() -> Any:
+            nonlocal served
+            if (now := self._renewed()) is None or now is served:
+                return None
+            served = now
+            return configuration()
+
+        return grpc.dynamic_ssl_server_credentials(
+            configuration(), follow, require_client_authentication=True
+        )
+
+    def _admit_dialler(self, identity: Identity, context: Any) -> tuple[str, Any]:
+        """The name of the peer that opened a stream, and the metadata that prove who answers."""
+        (theirs,) = context.auth_context()["x509_pem_cert"]
+        certificate = x509.load_pem_x509_certificate(theirs)
+        name = identity.admission.check(certificate)
+        challenge = dict(context.invocation_metadata()).get(CHALLENGE)
+        if not isinstance(challenge, bytes):
+            return name, ()
+        proof = prove(identity.private_key, challenge, certificate)
+        return name, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
+
+    def _admit_acceptor(
+        self, peer: str, identity: Identity, challenge: bytes, metadata: dict[str, Any]
+    ) -> None:
+        """Raises `RemoteProtocolError` unless the peer that answered proves a certificate we let in."""
+        try:
+            theirs, proof = bytes(metadata[CERTIFICATE]), bytes(metadata[PROOF])
+            certificate = x509.load_pem_x509_certificate(theirs)
+        except (KeyError, TypeError, ValueError):
+            raise RemoteProtocolError("the peer does not prove its certificate") from None
+        verify(proof, certificate, challenge, identity.x509)
+        try:
+            name = identity.admission.check(certificate)
+        except RemoteProtocolError as error:
+            self._refused(str(error))
+            raise
+        if name != peer:
+            raise RemoteProtocolError(f"expected {peer}, found {name}")
+
+
+def open_channel(peer: str, address: str, identity: Identity | None) -> Any:
+    """A channel of its own to `address`; with an identity, mutual TLS with the agent named `peer`."""
+    options: list[tuple[str, Any]] = list(_CLIENT_OPTIONS.items())
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    options.append(("grpc.ssl_target_name_override", peer))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=identity.authority,
+        private_key=identity.private_key,
+        certificate_chain=identity.certificate,
+    )
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _start(operation: Any) -> asyncio.Task[Any]:
@@ -310,22 +394,6 @@ async def _outcome(operation: asyncio.Task[T]) -> T:
         raise TransportError(f"{error.code().name.lower()}: {error.details()}") from error
     except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
         raise TransportError(f"the connection broke: {error}") from error
-
-
-def _server_credentials(identity: Identity) -> Any:
-    return grpc.ssl_server_credentials(
-        [(identity.private_key, identity.certificate)],
-        root_certificates=identity.authority,
-        require_client_auth=True,
-    )
-
-
-def _client_credentials(identity: Identity) -> Any:
-    return grpc.ssl_channel_credentials(
-        root_certificates=identity.authority,
-        private_key=identity.private_key,
-        certificate_chain=identity.certificate,
-    )
 
 
 def _why_not_bound(address: str) -> str:

@@ -1,7 +1,7 @@
 """The agent's own web page: read-only, in the agent's event loop, nothing loaded from elsewhere.
 
     GET /              the page, with /style.css and /page.js
-    GET /status.json   `Status`, the snapshot that the control socket serves too
+    GET /status.json   the snapshot, as the control socket serves it
     GET /curves.json   {name: {"round": [...], "value": [...]}}
     GET /stream        server-sent events: the snapshot, once a second
 
@@ -24,7 +24,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,9 +39,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p2pqg.errors import ConfigError
 from p2pqg.security import TlsFiles
-from p2pqg.status import Journal, Status
 from p2pqg.storage import unwritable
 from p2pqg.telemetry import clean
+from p2pqg.telemetry.journal import Journal
 
 PERIOD_S = 1.0
 """Between two snapshots of the stream."""
@@ -64,7 +64,7 @@ class Watched(Protocol):
 
     journal: Journal
 
-    def status(self) -> Status: ...
+    def snapshot(self) -> Mapping[str, Any]: ...
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +82,7 @@ async def serve(
     if not loopback and tls is None:
         raise ConfigError(
             f"expected a loopback address, because without [tls] the page is not encrypted; found {listen!r}",
-            key="web.listen",
+            key="telemetry.web",
         )
     token = None if loopback else _token(token_file)
     closing = asyncio.Event()
@@ -161,17 +161,17 @@ class Guard:
 
 def _application(watched: Watched, closing: asyncio.Event) -> Starlette:
     async def status(_: Request) -> Response:
-        return JSONResponse(clean(watched.status().as_json()))
+        return JSONResponse(clean(watched.snapshot()))
 
     async def curves(_: Request) -> Response:
-        return JSONResponse(watched.journal.as_json())
+        return JSONResponse(watched.journal.curves())
 
     async def stream(_: Request) -> Response:
         return StreamingResponse(snapshots(), media_type="text/event-stream")
 
     async def snapshots() -> AsyncIterator[str]:
         while not closing.is_set():
-            yield f"data: {json.dumps(clean(watched.status().as_json()), allow_nan=False)}\n\n"
+            yield f"data: {json.dumps(clean(watched.snapshot()), allow_nan=False)}\n\n"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(closing.wait(), PERIOD_S)
 
@@ -227,7 +227,7 @@ def _token(path: Path) -> str:
 def _host_and_port(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"expected host:port, found {listen!r}", key="web.listen")
+        raise ConfigError(f"expected host:port, found {listen!r}", key="telemetry.web")
     return host.strip("[]"), int(port)
 
 
@@ -247,6 +247,6 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         reason = "port taken: another process listens" if error.errno == errno.EADDRINUSE else "cannot listen"
         detail = "" if error.errno == errno.EADDRINUSE else f": {error.strerror or error}"
-        raise ConfigError(f"{reason} at {host}:{port}{detail}", key="web.listen") from error
+        raise ConfigError(f"{reason} at {host}:{port}{detail}", key="telemetry.web") from error
     with listener:
         yield listener

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from click.testing import CliRunner
+from processes import network, started, wait_for_round, write
 
 from p2pqg.cli.main import COMMANDS, cli, main
-from p2pqg_simulator.swarm import free_ports
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+__all__ = ["started"]
 
 
 def p2pqg(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -34,62 +31,6 @@ def p2pqg(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     finally:
         sys.argv = argv
     return code, capsys.readouterr().err
-
-
-def write(path: Path, table: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(table))
-    return path
-
-
-def network(folder: Path, n: int = 2, **changes: Any) -> list[str]:
-    """A topology file and the settings of n agents; their names."""
-    names = [f"agent-{i:03d}" for i in range(n)]
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(n)]
-    agents = [{"name": a, "address": b} for a, b in zip(names, addresses, strict=True)]
-    write(folder / "network.toml", {"name": "test", "agents": agents})
-    for name, address in zip(names, addresses, strict=True):
-        run: dict[str, Any] = {
-            "rounds": 20,
-            "task": {"name": "quadratic"},
-            "agent": {"name": name, "listen": address, "home": "home"},
-            "network": {"file": "../network.toml"},
-        }
-        for table, values in changes.items():
-            run[table] = run[table] | values if isinstance(values, dict) and table in run else values
-        write(folder / name / "agent.toml", run)
-    return names
-
-
-def start(folder: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "p2pqg.cli.main", "join", "--config", str(folder / name / "agent.toml")]
-    return subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-
-
-@pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`start`, and nothing left running after the test."""
-    processes = []
-
-    def begin(*arguments: Any) -> subprocess.Popen[str]:
-        processes.append(start(*arguments))
-        return processes[-1]
-
-    yield begin
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def wait_for_round(folder: Path, name: str, round: int, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    path = folder / name / "home" / "metrics.jsonl"
-    while not (path.exists() and path.read_text().count("\n") >= round):
-        assert time.monotonic() < deadline, f"{name} did not reach round {round}"
-        time.sleep(0.05)
 
 
 # ---- settings
@@ -223,8 +164,8 @@ def test_a_killed_neighbour_is_reported_and_survived(
     for name in (names[0], names[2]):
         _, error = processes[name].communicate(timeout=100)
         assert processes[name].returncode == 0, error
-        assert "disconnected" in error
-        assert f"peer={names[1]}" in error
+        lines = [json.loads(line) for line in error.splitlines()]
+        assert [line["peer"] for line in lines if line["event"] == "disconnected"] == [names[1]]
         card = json.loads((tmp_path / name / "home" / "model.json").read_text())
         assert {span["peer"] for span in card["participation"]["missing"]} == {names[1]}
         assert card["participation"]["mixed"][names[2] if name == names[0] else names[0]] == 400

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_command_line import ENVIRONMENT, network
+from processes import ENVIRONMENT, network
 
 ROOT = Path(__file__).parents[2]
 UNUSED = {

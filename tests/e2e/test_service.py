@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_command_line import ENVIRONMENT, network
+from processes import ENVIRONMENT, network
 
 from p2pqg.service import notify, watchdog_s
 
@@ -45,7 +45,7 @@ def test_an_agent_says_ready_alive_and_stopping(tmp_path: Path, manager: socket.
         heard: list[str] = []
         while not ("READY=1" in heard and "WATCHDOG=1" in heard[-1] and heard[-2] != "READY=1"):
             heard.append(manager.recv(4096).decode())
-        assert any("STATUS=starting, round 0 of 20, 0 of 1 neighbours" in message for message in heard)
+        assert any("STATUS=waiting, round 0 of 20, 0 of 1 neighbours" in message for message in heard)
         process.send_signal(signal.SIGTERM)
         while "STOPPING=1" not in heard:
             heard.append(manager.recv(4096).decode())

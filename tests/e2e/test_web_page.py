@@ -9,7 +9,6 @@ import re
 import ssl
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,33 +18,34 @@ import pytest
 
 from p2pqg.errors import ConfigError
 from p2pqg.security import TlsFiles, issue
-from p2pqg.status import Journal, Link, Privacy, Status
+from p2pqg.telemetry.journal import Journal, Link, Privacy, View
 from p2pqg.web.server import MAX_CONNECTIONS, serve
 
 T = TypeVar("T")
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028\x00"
 
 
-@dataclass
 class Watched:
     """An agent whose neighbour gives reasons that no page should run."""
 
-    journal: Journal = field(default_factory=Journal)
+    def __init__(self) -> None:
+        self.journal = Journal()
+        self.journal.observe("round", {"round": 1, "loss": float("nan"), "disagreement": 0.5})
+        self.journal.observe("round", {"round": 2, "loss": 1.5})
+        self.journal.observe("refused", {"peer": "chur", "reason": HOSTILE})
 
-    def __post_init__(self) -> None:
-        self.journal.measured(1, {"loss": float("nan"), "disagreement": 0.5})
-        self.journal.measured(2, {"loss": 1.5})
-        self.journal.note("refused", {"peer": "chur", "reason": HOSTILE}, 3.0)
-
-    def status(self) -> Status:
+    def snapshot(self) -> dict[str, Any]:
         link = Link("chur", "refused", HOSTILE, None, None, 0, 2, 0.0, 0, 10, 20)
-        return Status(
-            version="0", network="clinics", run="1", agent="bern", address="127.0.0.1:1", incarnation=1,
-            phase="training", secured=True, algorithm="qg-dsgdm-n", topology="ring", parameters=10, samples=5,
-            round=2, rounds=10, uptime_s=4.0, remaining_s=8.0, agents=("bern", "chur"),
-            edges=(("bern", "chur"),), links=(link,), latest=self.journal.latest, bytes_sent=10,
-            bytes_received=20, privacy=Privacy(1.0, 1e-5, None), events=self.journal.events,
+        view = View(
+            1, 10, 5, ("bern", "chur"), (("bern", "chur"),), (link,), self.journal.latest, 10, 20,
+            Privacy(1.0, 1e-5, None), self.journal.events,
         )  # fmt: skip
+        about = {
+            "version": "0", "network": "clinics", "run": "1", "agent": "bern", "state": "training",
+            "security": {"mode": "mutual TLS"}, "algorithm": "qg-dsgdm-n", "topology": "ring", "round": 2,
+            "rounds": 10, "uptime_s": 4.0, "remaining_s": 8.0,
+        }  # fmt: skip
+        return about | view.as_json()
 
 
 def get(
@@ -216,7 +216,7 @@ def test_an_address_that_cannot_be_used_is_the_operators_error(
 ) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         served(tmp_path, lambda url: None, listen)
-    assert error.value.key == "web.listen"
+    assert error.value.key == "telemetry.web"
     assert not (tmp_path / "web.token").exists()
 
 

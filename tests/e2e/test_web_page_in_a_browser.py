@@ -59,7 +59,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
             "network": {"file": "network.toml"},
         }
         if name == "bern":
-            settings["web"] = {"listen": f"127.0.0.1:{port}"}
+            settings["telemetry"] = {"web": f"127.0.0.1:{port}"}
         (folder / f"{name}.toml").write_text(tomli_w.dumps(settings))
         command = [sys.executable, "-m", "p2pqg.cli.main", "join", "--config", str(folder / f"{name}.toml")]
         with (folder / f"{name}.log").open("wb") as log:

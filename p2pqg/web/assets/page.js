@@ -52,19 +52,19 @@ function fill(element, attributes, children) {
 
 function show(status) {
   latest = status;
-  document.title = `${status.agent} · ${status.phase} ${status.round}/${status.rounds}`;
+  document.title = `${status.agent} · ${status.state} ${status.round}/${status.rounds}`;
   text("agent", status.agent);
   text("subtitle", `${status.network} · ${status.algorithm} on a ${status.topology} of ${status.agents.length}` +
     ` · ${count(status.parameters)} parameters · ${count(status.samples)} samples here`);
-  phase(status.phase, status.phase);
+  phase(status.state, status.state);
   const share = status.rounds ? status.round / status.rounds : 0;
   byId("done").style.width = `${100 * share}%`;
   byId("bar").setAttribute("aria-valuemax", status.rounds);
   byId("bar").setAttribute("aria-valuenow", status.round);
   text("rounds", `round ${count(status.round)} of ${count(status.rounds)}`);
-  const going = status.phase === "training" && status.remaining_s !== null;
+  const going = status.state === "training" && status.remaining_s !== null;
   text("remaining", going ? `about ${duration(status.remaining_s)} left` : `running for ${duration(status.uptime_s)}`);
-  byId("insecure").hidden = status.secured;
+  byId("insecure").hidden = status.security.mode === "mutual TLS";
   tiles(status);
   graph(status);
   links(status);
@@ -259,7 +259,7 @@ function closest(sorted, at) {
 
 async function refreshCurves() {
   const hovered = document.querySelector(".tip:not([hidden])");
-  if (hovered || !latest || (latest.round === fetchedRound && latest.phase !== "agreeing")) return;
+  if (hovered || !latest || (latest.round === fetchedRound && latest.state !== "agreeing")) return;
   const asked = latest.round;
   const answer = await fetch("curves.json");
   if (!answer.ok) return;
@@ -282,7 +282,7 @@ function watch() {
     const before = latest;
     byId("offline").hidden = true;
     show(JSON.parse(message.data));
-    if (!before || before.phase !== latest.phase) refreshCurves().catch(() => {});
+    if (!before || before.state !== latest.state) refreshCurves().catch(() => {});
   };
   stream.onerror = () => {
     byId("offline").hidden = false;

@@ -1,4 +1,4 @@
-"""What an agent tells whoever looks at it: one snapshot, served by the web page and the control socket alike.
+"""What an agent remembers of its run, and the network as it sees it.
 
 Times are seconds since the agent started, from its monotonic clock: no device has to have the right date.
 Everything here is bounded, however long the agent runs and whatever its peers say.
@@ -7,8 +7,10 @@ Everything here is bounded, however long the agent runs and whatever its peers s
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,13 +20,11 @@ POINTS = 1000
 """A curve that would hold more is thinned out to half."""
 EVENTS = 200
 RECENT = 50
-"""Rounds that the quality of a link and the pace look back."""
+"""Rounds that the quality of a link looks back."""
 REPEATS = 20
 """Last events that a new one may repeat."""
 TEXT = 300
 """Longest text of an event: peers write some of them."""
-
-Phase = Literal["starting", "training", "agreeing", "finished", "stopping"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +73,16 @@ class Privacy:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """One agent at one moment.
+class View:
+    """What `Status` cannot know from events: the network as this agent sees it, and what it remembers.
 
-    `address` is where the agent listens, empty until it does. `edges` are all edges of the network as its
-    topology file has them; `links` what this agent knows of its own. `remaining_s` is an estimate from the
-    recent rounds, None before the first. `latest` holds the last value of each of `CURVES` that was
-    measured.
+    `edges` are all edges of the network; `links` what this agent knows of its own. `latest` holds the last
+    value of each of `CURVES` that was measured.
     """
 
-    version: str
-    network: str
-    run: str
-    agent: str
-    address: str
     incarnation: int
-    phase: Phase
-    secured: bool
-    algorithm: str
-    topology: str
     parameters: int
     samples: int
-    round: int
-    rounds: int
-    uptime_s: float
-    remaining_s: float | None
     agents: tuple[str, ...]
     edges: tuple[tuple[str, str], ...]
     links: tuple[Link, ...]
@@ -135,59 +120,84 @@ class Curve:
 
 
 class Journal:
-    """What is remembered of a run: curves, the last value of each, recent events. Holds no clock: who notes
-    something says when."""
+    """Listens to one agent's events, and remembers curves, the last value of each, the quality of links and
+    recent events; safe to read from another thread."""
 
-    def __init__(self) -> None:
-        self.curves = {name: Curve() for name in CURVES}
-        self.latest: dict[str, float] = {}
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._began = now, now()
+        self._lock = threading.Lock()
+        self._curves = {name: Curve() for name in CURVES}
+        self._latest: dict[str, float] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS)
-        self._pace: deque[float] = deque(maxlen=RECENT)
         self._took_part: dict[str, deque[bool]] = {}
 
-    def measured(self, round: int, values: Mapping[str, Any]) -> None:
-        """Remember one line of the metrics."""
-        for name, curve in self.curves.items():
-            value = values.get(name)
-            if value is not None and math.isfinite(value):
-                self.latest[name] = value
-                curve.add(round, value)
-        if "round_s" in values:
-            self._pace.append(values["round_s"])
+    def observe(self, event: str, details: Mapping[str, Any]) -> None:
+        """Take one event."""
+        with self._lock:
+            match event:
+                case "round":
+                    self._measured(details)
+                    self._mixed(details.get("exchanged", ()), details.get("missed", ()))
+                case "agreeing":
+                    self._measured(details)
+                case "checkpoint":
+                    pass
+                case _:
+                    self._note(event, details)
 
-    def note(self, event: str, details: Mapping[str, Any], at_s: float) -> None:
-        """Remember an event."""
-        new = Event(at_s, event, {key: _short(value) for key, value in details.items()})
+    def resume(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Take the metrics of an earlier start of this run."""
+        with self._lock:
+            for line in lines:
+                self._measured(line)
+
+    def quality(self, peer: str) -> float | None:
+        """See `Link.quality`."""
+        with self._lock:
+            recent = self._took_part.get(peer)
+            return sum(recent) / len(recent) if recent else None
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last value of each curve that has one."""
+        with self._lock:
+            return dict(self._latest)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The last `EVENTS` events, oldest first."""
+        with self._lock:
+            return tuple(self._events)
+
+    def curves(self) -> dict[str, dict[str, list[Any]]]:
+        """Rounds and values of each curve that has any, for `json.dumps`."""
+        with self._lock:
+            return {
+                name: {"round": list(curve.rounds), "value": list(curve.values)}
+                for name, curve in self._curves.items()
+                if curve.rounds
+            }
+
+    def _measured(self, line: Mapping[str, Any]) -> None:
+        for name, curve in self._curves.items():
+            value = line.get(name)
+            if value is not None and math.isfinite(value):
+                self._latest[name] = value
+                curve.add(line["round"], value)
+
+    def _mixed(self, exchanged: Iterable[str], missed: Iterable[str]) -> None:
+        for peers, took_part in ((exchanged, True), (missed, False)):
+            for peer in peers:
+                self._took_part.setdefault(peer, deque(maxlen=RECENT)).append(took_part)
+
+    def _note(self, event: str, details: Mapping[str, Any]) -> None:
+        texts = {key: _short(value) for key, value in details.items()}
+        new = Event(self._now() - self._began, event, texts)
         for old in list(self._events)[-REPEATS:]:
             if new.repeats(old):
                 self._events.remove(old)
                 new = replace(new, times=old.times + 1)
         self._events.append(new)
-
-    def mixed(self, committed: Iterable[str], missed: Iterable[str]) -> None:
-        """Remember which edges took part in a round."""
-        for peers, took_part in ((set(committed), True), (set(missed), False)):
-            for peer in peers:
-                self._took_part.setdefault(peer, deque(maxlen=RECENT)).append(took_part)
-
-    def quality(self, peer: str) -> float | None:
-        """See `Link.quality`."""
-        recent = self._took_part.get(peer)
-        return sum(recent) / len(recent) if recent else None
-
-    @property
-    def pace_s(self) -> float | None:
-        """Mean duration of the last rounds."""
-        return sum(self._pace) / len(self._pace) if self._pace else None
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """The last `EVENTS` events, oldest first."""
-        return tuple(self._events)
-
-    def as_json(self) -> dict[str, Any]:
-        """The curves, for `json.dumps`."""
-        return {name: {"round": c.rounds, "value": c.values} for name, c in self.curves.items() if c.rounds}
 
 
 def _short(value: object) -> str:

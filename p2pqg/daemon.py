@@ -1,0 +1,302 @@
+"""An agent as a program: its settings read, its home locked, its commands and observers attached.
+
+Everything that watches listens to the agent's events; everything that commands it comes over the control
+socket. The agent knows of neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from p2pqg import config
+from p2pqg.agent import Agent, Outcome
+from p2pqg.allocator import pin
+from p2pqg.config import AgentSettings, NetworkFile
+from p2pqg.control.server import Command, ControlServer
+from p2pqg.errors import ConfigError, P2PQGError, StorageError
+from p2pqg.home import Home
+from p2pqg.security import Identity, TlsFiles
+from p2pqg.service import keep_notified, notify
+from p2pqg.tasks import load_task_factory
+from p2pqg.tasks.base import Task
+from p2pqg.telemetry import JsonLines, log
+from p2pqg.telemetry.audit import Audit
+from p2pqg.telemetry.journal import Journal, View
+from p2pqg.telemetry.status import Status
+from p2pqg.transport.grpc import GrpcTransport
+
+WATCH_CERTIFICATE_S = 60.0
+INSECURE = "INSECURE: connections are neither encrypted nor authenticated"
+
+
+class Daemon:
+    """The agent that `file` describes, ready to run.
+
+    `insecure` allows an address other than loopback without certificates. Raises `ConfigError` before
+    anything is started.
+    """
+
+    def __init__(
+        self, file: Path, *, stop_after: int | None = None, insecure: bool = False, form: log.Form = "auto"
+    ) -> None:
+        settings, network = config.load_agent(file)
+        self.settings, self.network = settings, network
+        self._opened = ExitStack()
+        self._observers: list[Callable[[str, Mapping[str, Any]], None]] = []
+        self._observing = threading.Lock()
+        self._last_problems: list[str] = []
+        name = settings.agent.name
+        try:
+            identity = read_identity(settings, network, file, insecure=insecure)
+            task = build_task(settings, network, file)
+            self.home = Home(settings.agent.home)
+            self._opened.enter_context(self.home.lock())
+            self.transport = GrpcTransport(
+                settings.agent.listen, identity, lambda reason: self.observe("stranger", {"reason": reason})
+            )
+            lines = self._lines("log.jsonl", max_bytes=log.MAX_BYTES)
+            self.status = Status(self._about, self.problems)
+            self.journal = Journal()
+            self._observers += [
+                Audit(self._lines("audit.jsonl"), name).observe,
+                self.status.observe,
+                self.journal.observe,
+                log.Log(log.logger(form, sys.stderr, lines), name, settings.rounds).observe,
+            ]
+            pin()
+            torch.set_num_threads(settings.agent.threads)
+            self.agent = Agent(
+                settings.agent,
+                network,
+                settings,
+                task,
+                self.transport,
+                home=self.home,
+                stop_after=stop_after,
+                observe=self.observe,
+            )
+            if resumed := self.agent.training.round:
+                self.journal.resume(line for line in self.home.measured() if line["round"] <= resumed)
+        except ConfigError as error:
+            self._opened.close()
+            if error.where:
+                raise
+            raise ConfigError(error.message, where=str(file), key=error.key) from None
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def observe(self, event: str, details: Mapping[str, Any]) -> None:
+        """Tell everyone who listens; from any thread."""
+        with self._observing:
+            for observer in self._observers:
+                observer(event, details)
+
+    def problems(self) -> list[str]:
+        """What an operator should do something about."""
+        identity = self.transport.identity
+        if identity is None:
+            return [] if is_loopback(self.settings.agent.listen) else [INSECURE]
+        return [problem] if (problem := identity.problem()) else []
+
+    async def run(self) -> Outcome:
+        """Run the agent to its end; SIGTERM and SIGINT ask it to leave."""
+        with self._opened:
+            if self.settings.telemetry.prometheus:
+                from p2pqg.telemetry import prometheus  # whoever does without it does not load its library
+
+                stop = prometheus.serve(self.settings.telemetry.prometheus, self.status.as_json)
+                self._opened.callback(stop)
+            self.home.write_json("status.json", self.snapshot())  # of a start without an end
+            async with ControlServer(self.home.folder, self.commands()), self._page():
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    asyncio.get_running_loop().add_signal_handler(number, self._stop)
+                watching = asyncio.gather(self._watch(), keep_notified(self.snapshot))
+                try:
+                    outcome = await self.agent.run()
+                except P2PQGError as error:
+                    with suppress(StorageError):  # what ended it may be the disk
+                        self.observe("failed", {"reason": str(error)})
+                    raise
+                else:
+                    if not outcome.finished:
+                        self.observe("stopped", {"round": outcome.round})
+                    return outcome
+                finally:
+                    watching.cancel()
+                    with suppress(StorageError):
+                        self.home.write_json("status.json", self.snapshot())
+
+    # ---- commands
+
+    def commands(self) -> dict[str, Command]:
+        """What can be asked for over the control socket."""
+        return {
+            "status": self._status,
+            "leave": self._leave,
+            "evaluate": self._evaluate,
+            "export": self._export,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """All there is to see of the agent now, for the control socket and the page alike; call it in the
+        event loop."""
+        return {
+            **self.status.as_json(),
+            **self._view().as_json(),
+            "participation": self.agent.participation.as_json(),
+        }
+
+    async def _status(self) -> dict[str, Any]:
+        return self.snapshot()
+
+    async def _leave(self) -> dict[str, Any]:
+        self.observe("command", {"command": "leave"})
+        self._stop()
+        return {"leaving": True}
+
+    async def _evaluate(self) -> dict[str, Any]:
+        evaluation = await self.agent.evaluate()
+        return {"round": self.agent.training.round, **dataclasses.asdict(evaluation)}
+
+    async def _export(self) -> dict[str, Any]:
+        path, round = await self.agent.export()
+        self.observe("command", {"command": "export", "round": round})
+        return {"path": str(path.resolve()), "round": round}
+
+    # ---- inside
+
+    def _stop(self) -> None:
+        notify(STOPPING=1)
+        self.agent.stop()
+
+    @asynccontextmanager
+    async def _page(self) -> AsyncIterator[None]:
+        """The page, if there is to be one: an agent without it does without its libraries."""
+        if self.settings.telemetry.web is None:
+            yield
+            return
+        from p2pqg.web.server import serve
+
+        token = self.home.folder / "web.token"
+        tls = TlsFiles(**self.settings.tls.model_dump()) if self.settings.tls else None
+        async with serve(self, self.settings.telemetry.web, token_file=token, tls=tls) as address:
+            self.observe("page", {"address": address})
+            yield
+
+    def _view(self) -> View:
+        agent = self.agent
+        sent, received = agent.neighbourhood.traffic
+        return View(
+            incarnation=agent.incarnation,
+            parameters=agent.training.task.spec.d,
+            samples=agent.training.task.samples,
+            agents=agent.names,
+            edges=agent.edges,
+            links=agent.links(self.journal.quality),
+            latest=self.journal.latest,
+            bytes_sent=sent,
+            bytes_received=received,
+            privacy=None,
+            events=self.journal.events,
+        )
+
+    def _about(self) -> dict[str, Any]:
+        settings, network = self.settings, self.network
+        return {
+            "agent": settings.agent.name,
+            "network": network.name,
+            "run": network.run,
+            "rounds": settings.rounds,
+            "task": settings.task.name,
+            "algorithm": settings.algorithm.name,
+            "topology": network.topology,
+            "home": str(settings.agent.home),
+            "security": self._security(),
+        }
+
+    def _security(self) -> dict[str, Any]:
+        identity = self.transport.identity
+        if identity is None:
+            return {"mode": "loopback" if is_loopback(self.settings.agent.listen) else "insecure"}
+        return {
+            "mode": "mutual TLS",
+            "key": identity.fingerprint,
+            "days_left": identity.days_left,
+            "revocation_list": identity.admission.number,
+            "allow": identity.allow,
+        }
+
+    async def _watch(self) -> None:
+        """Say once what needs an operator: a certificate may expire during a run."""
+        while True:
+            problems = self.problems()
+            for problem in problems:
+                if problem.split(":")[0] not in {seen.split(":")[0] for seen in self._last_problems}:
+                    self.observe("problem", {"problem": problem})
+            self._last_problems = problems
+            await asyncio.sleep(WATCH_CERTIFICATE_S)
+
+    def _lines(self, name: str, max_bytes: int | None = None) -> JsonLines:
+        return self._opened.enter_context(JsonLines(self.home.folder / name, max_bytes=max_bytes))
+
+
+def read_identity(
+    settings: AgentSettings, network: NetworkFile, file: Path, *, insecure: bool = False
+) -> Identity | None:
+    """The agent's identity, or None if it needs none. Raises `ConfigError` if it is another agent's, if the
+    agent is not of the network, or if it would talk to others without one."""
+    name = settings.agent.name
+    if name not in network.names:
+        raise ConfigError(
+            f"expected one of {', '.join(network.names)} (from {settings.network.file}), found {name!r}",
+            where=str(file),
+            key="agent.name",
+        )
+    if settings.tls is None:
+        if not (insecure or is_loopback(settings.agent.listen)):
+            raise ConfigError(
+                "expected a loopback address, because without [tls] connections are neither encrypted nor "
+                f"authenticated (--insecure allows it); found {settings.agent.listen!r}",
+                where=str(file),
+                key="agent.listen",
+            )
+        return None
+    if insecure:
+        raise ConfigError("expected no --insecure, because the settings have certificates", where=str(file))
+    identity = TlsFiles(**settings.tls.model_dump()).read()
+    if identity.name != name:
+        raise ConfigError(
+            f"expected a certificate for {name}, found one for {identity.name}",
+            where=str(settings.tls.certificate),
+        )
+    return identity
+
+
+def build_task(settings: AgentSettings, network: NetworkFile, file: Path) -> Task:
+    """The task with this agent's data."""
+    factory = load_task_factory(settings.task.name, file.parent)
+    return factory(settings.context(settings.agent.name, network.names))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``host:port`` can be reached from this machine only. A name may resolve to anything, so only
+    "localhost" is taken for one."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,128 @@
+"""Whom an agent lets in, beyond what TLS proves (a certificate of the network's authority, valid today).
+
+Revocation is a *signed list* (X.509 CRL) and not an allow-list of certificates: it is short, it is safe to
+send by any way because the authority signed it, and a renewed certificate needs no change at the other
+sites. An allow-list of names or keys is the site's own choice on top. Both are read again when their file
+changes, so a revocation needs no restart; connections that stand are not cut.
+
+TLS in gRPC for Python shows the accepting end the dialler's certificate, but not the reverse. So the
+acceptor proves its certificate once more, inside the stream: it signs the dialler's random challenge
+together with the dialler's key, and a holder of a revoked key can neither make that signature nor have
+another agent make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from p2pqg.errors import ConfigError, RemoteProtocolError
+from p2pqg.security.certificates import PrivateKey, dns_names, fingerprint, outside_its_dates
+from p2pqg.security.files import Stamp, read, stamp
+
+CHALLENGE_BYTES = 32
+_CONTEXT = b"p2pqg v1: the accepting agent proves its certificate\0"
+
+
+@dataclass
+class Admission:
+    """Certificates of `authority` that are not in the list at `revoked` and, if `allow` is given, whose name
+    or key fingerprint is in it."""
+
+    authority: x509.Certificate
+    revoked: Path | None = None
+    allow: tuple[str, ...] | None = None
+    _stamp: Stamp | None = field(default=(0, 0, 0), repr=False)
+    _serials: frozenset[int] = field(default=frozenset(), repr=False)
+    number: int | None = None
+    """Of the revocation list in force; None without one."""
+
+    def __post_init__(self) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the revocation list again if its file changed.
+
+        Raises `ConfigError` if it is no list of the authority, or older than the one in force; that one
+        then stays in force.
+        """
+        if self.revoked is None or (now := stamp(self.revoked)) == self._stamp:
+            return
+        _, crl = read(self.revoked, "revoked", x509.load_pem_x509_crl)
+        where = str(self.revoked)
+        if not crl.is_signature_valid(cast(ec.EllipticCurvePublicKey, self.authority.public_key())):
+            raise ConfigError(
+                "expected a revocation list signed by the network's authority, found another's",
+                where=where, key="revoked",
+            )  # fmt: skip
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        if self.number is not None and number < self.number:
+            raise ConfigError(
+                f"expected revocation list number {self.number} or newer, found {number}",
+                where=where, key="revoked",
+            )  # fmt: skip
+        self._serials, self.number, self._stamp = frozenset(r.serial_number for r in crl), number, now
+
+    def check(self, certificate: x509.Certificate) -> str:
+        """The name of the agent that holds the certificate. Raises `RemoteProtocolError` with the reason if
+        it is not let in."""
+        with contextlib.suppress(ConfigError):  # the list in force stays; `problem` says what is wrong
+            self.refresh()
+        names = dns_names(certificate)
+        if len(names) != 1:
+            raise RemoteProtocolError(f"expected a certificate with one dNSName, found {len(names)}")
+        (name,) = names
+        try:
+            certificate.verify_directly_issued_by(self.authority)
+        except (ValueError, TypeError, InvalidSignature):
+            raise RemoteProtocolError(f"{name}'s certificate is not of this network") from None
+        if why := outside_its_dates(certificate):
+            raise RemoteProtocolError(f"{name}'s certificate is {why}")
+        if certificate.serial_number in self._serials:
+            raise RemoteProtocolError(f"{name}'s certificate is revoked")
+        if self.allow is not None and not self._allowed(name, fingerprint(certificate)):
+            raise RemoteProtocolError(f"{name} is not on the allow-list")
+        return name
+
+    def problem(self) -> str | None:
+        """What is wrong with the revocation list on disk, or None."""
+        try:
+            self.refresh()
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    def _allowed(self, name: str, key: str) -> bool:
+        digits = key.replace(" ", "")
+        return any(entry == name or entry.replace(" ", "").lower() == digits for entry in self.allow or ())
+
+
+def prove(private_key: bytes, challenge: bytes, dialler: x509.Certificate) -> bytes:
+    """The acceptor's signature (ECDSA, SHA-256) over the challenge and the dialler's certificate."""
+    key = cast(PrivateKey, load_pem_private_key(private_key, password=None))
+    return key.sign(_statement(challenge, dialler), ec.ECDSA(hashes.SHA256()))
+
+
+def verify(proof: bytes, acceptor: x509.Certificate, challenge: bytes, dialler: x509.Certificate) -> None:
+    """Raises `RemoteProtocolError` unless `proof` was made with the acceptor's key for this dialling."""
+    key = acceptor.public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidSignature
+        key.verify(proof, _statement(challenge, dialler), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise RemoteProtocolError("the peer does not hold the key of the certificate it shows") from None
+
+
+def _statement(challenge: bytes, dialler: x509.Certificate) -> bytes:
+    own = hashlib.sha256(dialler.public_bytes(Encoding.DER)).digest()
+    return _CONTEXT + hashlib.sha256(challenge).digest() + own

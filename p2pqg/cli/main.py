@@ -18,6 +18,7 @@ COMMANDS = {
     "init": ("p2pqg.cli.site", "Make an agent's home: a key, a certificate request, settings."),
     "network": ("p2pqg.cli.network", "The operator's commands: make a network, sign, renew, revoke."),
     "install": ("p2pqg.cli.site", "Install what the network's operator sent."),
+    "preflight": ("p2pqg.cli.preflight", "Check everything before joining, and say what to do."),
     "join": ("p2pqg.cli.join", "Run one agent of a network."),
     "status": ("p2pqg.cli.control", "What the agent is doing, and what needs an operator."),
     "peers": ("p2pqg.cli.control", "Its neighbours."),

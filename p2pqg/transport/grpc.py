@@ -232,7 +232,8 @@ class GrpcTransport:
             else:
                 port = server.add_secure_port(self._bind, self._server_credentials(self._identity))
         except RuntimeError as error:
-            raise ConfigError(_why_not_bound(self._bind), key="listen") from error
+            why = why_not_bound(self._bind) or f"cannot listen at {self._bind}"
+            raise ConfigError(why, key="listen") from error
         self._accept = accept
         self._server = server
         await server.start()
@@ -396,19 +397,20 @@ async def _outcome(operation: asyncio.Task[T]) -> T:
         raise TransportError(f"the connection broke: {error}") from error
 
 
-def _why_not_bound(address: str) -> str:
-    """gRPC does not say why it could not bind; the socket does."""
+def why_not_bound(address: str) -> str | None:
+    """Why ``host:port`` cannot be listened at, or None: gRPC does not say it, the socket does."""
     host, _, port = address.rpartition(":")
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return f"port taken: another process listens at {address}"
         return f"cannot listen at {address}: {error.strerror or error}"
-    except ValueError:
+    except (ValueError, OverflowError):
         return f"expected host:port, found {address}"
-    return f"cannot listen at {address}"
+    return None

@@ -137,7 +137,7 @@ def test_the_home_is_found_without_validating_the_settings(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["version"], ["status"], ["peers"], ["leave"], ["logs"], ["evaluate"],
-     ["export"], ["init", "bern"], ["join", "--help"], ["network", "--help"]],
+     ["export"], ["init", "bern"], ["join", "--help"], ["preflight", "--help"], ["network", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_commands_start_without_torch(arguments: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Agents as processes, for tests of the command line."""
+"""Agents for tests of the command line: as processes, and in this one."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from p2pqg.daemon import Daemon
 from p2pqg_simulator.swarm import free_ports
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -72,3 +74,29 @@ def wait_for_round(folder: Path, name: str, round: int, timeout_s: float = 60) -
     while not (path.exists() and path.read_text().count("\n") >= round):
         assert time.monotonic() < deadline, f"{name} did not reach round {round}"
         time.sleep(0.05)
+
+
+def running(folder: Path, names: list[str], client: Callable[[], None], **options: Any) -> list[Any]:
+    """Run `client` beside the agents; they are asked to leave when it is done. Returns what each agent's run
+    came to, an error perhaps."""
+    daemons = [Daemon(folder / name / "agent.toml", **options) for name in names]
+
+    async def main() -> list[Any]:
+        agents = [asyncio.create_task(daemon.run()) for daemon in daemons]
+        try:
+            await asyncio.to_thread(client)
+        finally:
+            for daemon in daemons:
+                daemon.agent.stop()
+            outcomes = await asyncio.gather(*agents, return_exceptions=True)
+        return list(outcomes)
+
+    return asyncio.run(main())
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found

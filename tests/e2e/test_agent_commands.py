@@ -5,9 +5,7 @@ The agents run in this process, each as `p2pqg join` would run it; the commands 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from processes import network, started, wait_for_round
+from processes import network, running, started, until, wait_for_round
 from safetensors.numpy import load_file
 
 from p2pqg.cli.main import cli
@@ -38,32 +36,6 @@ def p2pqg(command: str, folder: Path, name: str, *options: str) -> Result:
 
 def as_json(command: str, folder: Path, name: str, *options: str) -> Any:
     return json.loads(p2pqg(command, folder, name, "--json", *options).output)
-
-
-def running(folder: Path, names: list[str], client: Callable[[], None], **options: Any) -> list[Any]:
-    """Run `client` beside the agents; they are asked to leave when it is done. Returns what each agent's run
-    came to, an error perhaps."""
-    daemons = [Daemon(folder / name / "agent.toml", **options) for name in names]
-
-    async def main() -> list[Any]:
-        agents = [asyncio.create_task(daemon.run()) for daemon in daemons]
-        try:
-            await asyncio.to_thread(client)
-        finally:
-            for daemon in daemons:
-                daemon.agent.stop()
-            outcomes = await asyncio.gather(*agents, return_exceptions=True)
-        return list(outcomes)
-
-    return asyncio.run(main())
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def test_status_and_peers(tmp_path: Path) -> None:

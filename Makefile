@@ -25,6 +25,7 @@ types: $(INSTALLED)
 bench: $(INSTALLED)  ## print every measured claim, each as a ratio to a baseline of the same run
 	$(BIN)/python benchmarks/simulator.py
 	$(BIN)/python benchmarks/gossip.py
+	$(BIN)/python benchmarks/agent.py
 
 proto: $(INSTALLED)  ## regenerate p2pqg/wire/*_pb2.py from protos/
 	$(BIN)/python protos/generate.py

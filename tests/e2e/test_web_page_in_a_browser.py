@@ -30,6 +30,7 @@ SCREENS: dict[str, Any] = {
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt-get install chromium)"),
 ]
 
@@ -65,14 +66,16 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
         with (folder / f"{name}.log").open("wb") as log:
             processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
     metrics = folder / "bern" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and "test_loss" in metrics.read_text()):
-        assert time.monotonic() < deadline, (folder / "bern.log").read_text()
-        time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}/", processes
-    for process in processes.values():
-        process.kill()
-        process.wait()
+    deadline = time.monotonic() + 240
+    try:
+        while not (metrics.exists() and "test_loss" in metrics.read_text()):
+            assert time.monotonic() < deadline, (folder / "bern.log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/", processes
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("screen", SCREENS)

@@ -299,13 +299,16 @@ class Agent:
     # ---- files
 
     def _restore(self) -> bool:
-        found = self.home.load(self.agreed) if self.home else None
+        found = self.home.load(self.agreed, self._fell_back) if self.home else None
         if found is None:
             return False
         tensors, meta = found
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
         return True
+
+    def _fell_back(self, reason: str) -> None:
+        self.observe("fallback", {"reason": reason, "to": "the checkpoint before"})
 
     def _checkpoint(self) -> None:
         if self.home is None:

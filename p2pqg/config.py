@@ -242,14 +242,13 @@ class NetworkFile(RunSettings):
     run: str = "1"
     topology: str = "ring"
     edges: tuple[tuple[str, str], ...] | None = None
-    agents: tuple[Member, ...] = ()
+    agents: tuple[Member, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkFile:
         if len(set(self.names)) < len(self.names):
             raise ConfigError("expected distinct names", key="agents")
-        if self.agents:
-            self.build()
+        self.build()
         return self
 
     @property

@@ -10,7 +10,9 @@ status.json, incarnation, lock, control.sock              how it ended, starts c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from p2pqg import checkpoint
 from p2pqg.errors import ConfigError, StorageError
 from p2pqg.storage import unwritable, write_atomically
 from p2pqg.telemetry import MetricsWriter, clean, read_metrics
+
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-before.safetensors")
+"""The last one and the one before."""
 
 
 class Home:
@@ -45,6 +50,8 @@ class Home:
             raise ConfigError("another agent is running in this home", where=str(self.folder)) from None
         except OSError as error:
             raise unwritable(path, error) from error
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
         return lock
 
     def next_incarnation(self) -> int:
@@ -58,16 +65,39 @@ class Home:
         return last + 1
 
     def save(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        checkpoint.save(self.folder / "checkpoint.safetensors", tensors, meta)
+        """Replace the checkpoint; the one it replaces is kept as the one before."""
+        current, before = (self.folder / name for name in CHECKPOINTS)
+        if current.exists():
+            try:
+                before.unlink(missing_ok=True)
+                os.link(current, before)  # both names at every moment: the write below may fail
+            except OSError:  # a file system without links
+                with suppress(OSError):
+                    os.replace(current, before)
+        checkpoint.save(current, tensors, meta)
 
-    def load(self, agreed: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The checkpoint, or None if there is none yet. Raises `ConfigError` if it was made under other
-        settings than `agreed`."""
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
+    def load(
+        self, agreed: Mapping[str, str], fallback: Callable[[str], None] = lambda reason: None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint that can be read, or None if there never was one.
+
+        If the last one is damaged, `fallback` is told why and the one before is taken. Raises `StorageError`
+        if no checkpoint can be read, and `ConfigError` if it was made under other settings than `agreed`.
+        """
+        paths = [self.folder / name for name in CHECKPOINTS if (self.folder / name).exists()]
+        for path in paths:
+            try:
+                tensors, meta = checkpoint.load(path)
+                break
+            except StorageError as error:
+                if path == paths[-1]:
+                    raise StorageError(
+                        f"{error}; no checkpoint in this home can be read: restore one, or remove "
+                        f"{' and '.join(p.name for p in paths)} to start over"
+                    ) from error
+                fallback(str(error))
+        else:
             return None
-        tensors, meta = checkpoint.load(path)
         for item in sorted(agreed.keys() | meta["agreed"].keys()):
             now, then = agreed.get(item), meta["agreed"].get(item)
             if now != then:

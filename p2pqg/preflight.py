@@ -31,8 +31,8 @@ from p2pqg.storage import write_atomically
 from p2pqg.tasks.base import Task
 from p2pqg.transport.grpc import GrpcTransport, why_not_bound
 
-COPIES = 6
-"""Models that a home holds at most: two checkpoints with state and buffers, the final one, an export."""
+COPIES = 10
+"""Models that a home holds at most: three checkpoints with state, a final one, an export."""
 SPARE_BYTES = 100_000_000
 """For logs and measurements."""
 
@@ -216,14 +216,20 @@ def _nearest(home: Path) -> Path:
 
 
 def _checkpoint(settings: AgentSettings, network: NetworkFile, task: Task) -> Iterator[Finding]:
-    if not (settings.agent.home / "checkpoint.safetensors").exists():
+    if not settings.agent.home.exists():
         return
     wire = {"wire": settings.agent.wire or settings.task.dtype}
+    damaged: list[str] = []
     try:
-        found = Home(settings.agent.home).load(settings.agreed(task.spec, network.build()) | wire)
+        agreed = settings.agreed(task.spec, network.build()) | wire
+        found = Home(settings.agent.home).load(agreed, damaged.append)
     except P2PQGError as error:
         yield Finding("checkpoint", "fail", str(error), "put it away, or set another agent.home")
         return
+    if damaged:
+        yield Finding(
+            "checkpoint", "warn", damaged[0], "join falls back to the one before; is the disk sound?"
+        )
     if found is not None:
         yield Finding("checkpoint", "ok", f"join goes on from round {found[1]['round']}")
 
@@ -242,7 +248,8 @@ def _neighbours(
     graph = network.build()
     for j in graph.neighbours(network.names.index(settings.agent.name)):
         peer = network.names[j]
-        yield asyncio.run(_neighbour(peer, network.addresses[peer], identity))
+        if address := network.addresses.get(peer):
+            yield asyncio.run(_neighbour(peer, address, identity))
 
 
 async def _neighbour(peer: str, address: str, identity: Identity | None) -> Finding:

@@ -1,8 +1,4 @@
-"""`p2pqg`: the commands, and what an error looks like to whoever typed them.
-
-Exit codes: 0 done; 1 the run failed (a neighbour missing, training diverged, a disk full); 2 the command or
-a setting is wrong; 130 interrupted.
-"""
+"""`p2pqg`: the commands, and what an error looks like to whoever typed them."""
 
 from __future__ import annotations
 
@@ -10,10 +6,17 @@ import importlib
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from p2pqg import __version__
 from p2pqg.errors import ConfigError, P2PQGError
 
+EXIT_CODES = {
+    0: "done; `status`: the agent runs or has finished",
+    1: "the run failed (a neighbour missing, training diverged, a disk full); no agent is running",
+    2: "the command or a setting is wrong; `preflight`: something must be put right first",
+    130: "interrupted",
+}
 COMMANDS = {
     "init": ("p2pqg.cli.site", "Make an agent's home: a key, a certificate request, settings."),
     "network": ("p2pqg.cli.network", "The operator's commands: make a network, sign, renew, revoke."),
@@ -27,6 +30,7 @@ COMMANDS = {
     "export": ("p2pqg.cli.control", "Write its model in a plain format."),
     "leave": ("p2pqg.cli.control", "Ask it to leave."),
     "version": ("p2pqg.cli.control", "The program's version."),
+    "completion": ("p2pqg.cli.completion", "The script that completes commands in a shell."),
     "demo": ("p2pqg_simulator.demo", "Eight agents on this machine train on real images."),
     "simulate": (
         "p2pqg_simulator.commands",
@@ -50,6 +54,14 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(COMMANDS[name][0]), name)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, context, incomplete)]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

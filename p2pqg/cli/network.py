@@ -53,11 +53,18 @@ def create(
     """Make a network: its certificate authority and its settings file."""
     import tomllib
 
-    from p2pqg.config import NetworkFile, validate
+    from p2pqg.config import RunSettings, validate
+    from p2pqg.topology import TOPOLOGIES
 
     folder = folder or Path(name)
     text = network_toml(name, topology=topology, rounds=rounds, task=task, algorithm=algorithm, lr=lr)
-    validate(NetworkFile, tomllib.loads(text), where=str(folder / NETWORK))
+    table = tomllib.loads(text)  # without agents yet, so the graph itself cannot be built
+    common = {key: value for key, value in table.items() if key in RunSettings.model_fields}
+    validate(RunSettings, common, where=str(folder / NETWORK))
+    if topology not in TOPOLOGIES:
+        raise ConfigError(
+            f"expected one of {', '.join(sorted(TOPOLOGIES))}, found {topology!r}", where="--topology"
+        )
     if (folder / NETWORK).exists():
         raise ConfigError("expected no network there yet", where=str(folder / NETWORK))
     authority = Authority.create(folder, name, days=days)

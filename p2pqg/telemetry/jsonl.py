@@ -34,7 +34,10 @@ class JsonLines:
         self._write(json.dumps(clean(record), allow_nan=False) + "\n")
         if self.max_bytes is not None and self._size > self.max_bytes:
             self.close()
-            os.replace(self.path, self.path.with_name(self.path.name + ".1"))
+            try:
+                os.replace(self.path, self.path.with_name(self.path.name + ".1"))
+            except OSError as error:
+                raise unwritable(self.path, error) from error
             self._open()
 
     def close(self) -> None:

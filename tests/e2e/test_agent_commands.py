@@ -6,13 +6,17 @@ The agents run in this process, each as `p2pqg join` would run it; the commands 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from click.testing import CliRunner, Result
 from processes import network, running, started, until, wait_for_round
 from safetensors.numpy import load_file
@@ -20,7 +24,9 @@ from safetensors.numpy import load_file
 from p2pqg.cli.main import cli
 from p2pqg.control.client import NotRunning, ask
 from p2pqg.daemon import Daemon, is_loopback
-from p2pqg.errors import ConfigError, TransportError
+from p2pqg.errors import ConfigError, StorageError, TransportError
+from p2pqg.security import issue
+from p2pqg.security.authority import Authority
 from p2pqg.telemetry.jsonl import read_lines
 from p2pqg_simulator.swarm import free_ports
 
@@ -168,6 +174,62 @@ def test_a_run_that_fails_says_why_afterwards(tmp_path: Path) -> None:
     assert status["state"] == "failed"
     assert missing in status["reason"]
     assert read_lines(tmp_path / name / "home" / "audit.jsonl")[-1]["event"] == "failed"
+
+
+def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(tmp_path: Path) -> None:
+    (name,) = network(tmp_path, 1, rounds=30, agent={"checkpoint_every": 5})
+    home = tmp_path / name / "home"
+
+    def finished(times: int) -> bool:
+        return (home / "log.jsonl").read_text().count('"event": "finished"') == times
+
+    running(tmp_path, [name], lambda: until(lambda: finished(1)))
+    os.truncate(home / "checkpoint.safetensors", 100)
+    (outcome,) = running(tmp_path, [name], lambda: until(lambda: finished(2)))
+    assert outcome.finished
+    (line,) = [line for line in read_lines(home / "log.jsonl") if line["event"] == "fallback"]
+    assert "checkpoint.safetensors: corrupted" in line["reason"]
+    assert line["level"] == "warning"
+    rounds = [line["round"] for line in read_lines(home / "metrics.jsonl") if "loss" in line]
+    assert rounds == list(range(1, 31)), "the lost rounds were trained again, and recorded once"
+
+
+def test_a_certificate_that_expires_during_a_run_is_said_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pqg.daemon.WATCH_CERTIFICATE_S", 0.1)
+    (name,) = network(tmp_path, 1, rounds=FOREVER)
+    files = issue(tmp_path / "authority", [name], days=5 / 86400)[name]
+    settings = tmp_path / name / "agent.toml"
+    tls = {"certificate": files.certificate, "private_key": files.private_key, "authority": files.authority}
+    settings.write_text(settings.read_text() + tomli_w.dumps({"tls": {k: str(v) for k, v in tls.items()}}))
+
+    def client() -> None:
+        wait_for_round(tmp_path, name, 1)
+        until(lambda: "expired on" in as_json("status", tmp_path, name)["problems"][0])
+        until(lambda: "expired on" in (tmp_path / name / "home" / "log.jsonl").read_text())
+        Authority.open(tmp_path / "authority").renew(name)
+        until(lambda: not as_json("status", tmp_path, name)["problems"])
+
+    running(tmp_path, [name], client)
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_home_is_said_to_be_one(tmp_path: Path, read_only_folder: Path) -> None:
+    for home in (read_only_folder, read_only_folder / "home"):
+        (name,) = network(tmp_path, 1, agent={"home": str(home)})
+        with pytest.raises(StorageError, match="cannot write: the file system is read-only"):
+            Daemon(tmp_path / name / "agent.toml")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from p2pqg import config
 from p2pqg.cli.main import cli
-from p2pqg.cli.templates import agent_toml, network_toml
+from p2pqg.cli.templates import agent_toml, member_toml, network_toml
 from p2pqg.config import AgentSettings, NetworkFile, validate
 from p2pqg.errors import ConfigError
 from p2pqg.security.site import tls_files
@@ -75,7 +75,7 @@ def test_keys_stay_where_they_were_made(p2pqg: P2PQG, tmp_path: Path) -> None:
 def test_both_sides_see_the_same_fingerprints_and_may_say_no(p2pqg: P2PQG, tmp_path: Path) -> None:
     created = p2pqg("network", "create", "clinics")
     made = p2pqg("init", "bern")
-    sign = ("network", "sign", "bern/agent.csr", "--folder", "clinics")
+    sign = ("network", "sign", "bern/agent.csr", "--folder", "clinics", "--address", "10.0.0.1:7000")
     with pytest.raises(click.Abort):
         p2pqg(*sign, answer="n\n")
     assert not list((tmp_path / "clinics" / "certificates").iterdir())
@@ -109,7 +109,8 @@ def test_a_package_for_another_home_is_refused(p2pqg: P2PQG, tmp_path: Path) -> 
 def test_another_authority_does_not_slip_in(p2pqg: P2PQG, tmp_path: Path) -> None:
     enrol(p2pqg, "bern")
     p2pqg("network", "create", "clinics", "--folder", "impostor")
-    p2pqg("network", "sign", "bern/agent.csr", "--folder", "impostor", "--yes")
+    address = ("--address", "10.0.0.1:7000")
+    p2pqg("network", "sign", "bern/agent.csr", "--folder", "impostor", "--yes", *address)
     p2pqg("network", "package", "bern", "--folder", "impostor")
     before = (tmp_path / "bern" / "agent.pem").read_bytes()
     with pytest.raises(ConfigError, match="to change the network"):
@@ -164,7 +165,9 @@ def test_renewal_keeps_the_key_and_revocation_ends_it(p2pqg: P2PQG, tmp_path: Pa
         (["init", "bern"], "expected no agent there yet"),
         (["init", "basel", "--folder", "bern", "--new-key"], "expected basel, found bern"),
         (["network", "create", "clinics"], "expected no network there yet"),
-        (["network", "create", "x", "--topology", "moebius", "--task", "digits", "--lr", "-1"], "lr"),
+        (["network", "create", "x", "--lr", "-1"], "network.toml: schedule.lr"),
+        (["network", "create", "x", "--topology", "moebius"], "expected one of complete"),
+        (["network", "package", "--folder", "empty"], "agents"),
         (["network", "sign", "bern/agent.pem", "--folder", "clinics"], "expected an unencrypted PEM file"),
         (["network", "sign", "bern/agent.csr", "--folder", "bern"], "authority.key"),
         (["network", "sign", "bern/agent.csr", "--folder", "clinics", "--address", "here"], "HOST:PORT"),
@@ -178,6 +181,7 @@ def test_renewal_keeps_the_key_and_revocation_ends_it(p2pqg: P2PQG, tmp_path: Pa
 )
 def test_mistakes_are_explained(p2pqg: P2PQG, arguments: list[str], message: str) -> None:
     enrol(p2pqg, "bern")
+    p2pqg("network", "create", "empty")
     with pytest.raises(ConfigError, match=re.escape(message)):
         p2pqg(*arguments)
 
@@ -191,6 +195,7 @@ def test_every_setting_the_templates_show_exists() -> None:
     agent = uncommented(agent_toml("bern", "0.0.0.0:7000"))
     network = uncommented(
         network_toml("clinics", topology="ring", rounds=5, task="digits", algorithm="qg-dsgdm-n", lr=0.1)
+        + member_toml("bern", "10.0.0.1:7000")
     )
     assert "allow" in tomllib.loads(agent)["tls"]
     assert "dtype" in tomllib.loads(network)["task"]

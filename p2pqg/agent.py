@@ -37,7 +37,8 @@ from p2pqg.wire.tensors import WIRE_DTYPES
 T = TypeVar("T")
 
 DISTANCES = 200
-"""Rounds of a run that measure how far the neighbours' models are: a pass over each of their models."""
+"""Rounds of a run, besides those that evaluate, that measure how far the neighbours' models are: a pass over
+each of their models."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,10 @@ class Agent:
         round = training.round
         started = time.perf_counter()
         exchange_s, missed, traded = 0.0, dict[str, str](), dict[str, tuple[int, int]]()
-        measure = round % max(1, settings.rounds // DISTANCES) == 0
+        score = round + 1 == settings.rounds or (
+            settings.eval_every and (round + 1) % settings.eval_every == 0
+        )
+        measure = bool(score) or round % max(1, settings.rounds // DISTANCES) == 0
         outgoing = await self._compute(lambda: training.begin(measure=measure))
         while outgoing is not None:
             exchange_started = time.perf_counter()
@@ -204,7 +208,7 @@ class Agent:
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
         evaluation = None
-        if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
+        if score:
             evaluation = await self._compute(training.evaluate)
         sent, received = self.neighbourhood.traffic
         measured = {

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +29,16 @@ from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
+from p2pqg.telemetry.journal import Link
 from p2pqg.training import Outgoing, Training
 from p2pqg.transport.base import Transport
 from p2pqg.wire.tensors import WIRE_DTYPES
 
 T = TypeVar("T")
+
+DISTANCES = 200
+"""Rounds of a run, besides those that evaluate, that measure how far the neighbours' models are: a pass over
+each of their models."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Agent:
                 round_timeout_s=table.round_timeout_s,
             ),
         )
+        self.incarnation = greeting.incarnation
         self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, observe)
         self._stopping = False
         self._executor: Executor | None = None
@@ -182,7 +189,11 @@ class Agent:
         round = training.round
         started = time.perf_counter()
         exchange_s, missed, traded = 0.0, dict[str, str](), dict[str, tuple[int, int]]()
-        outgoing = await self._compute(training.begin)
+        score = round + 1 == settings.rounds or (
+            settings.eval_every and (round + 1) % settings.eval_every == 0
+        )
+        measure = bool(score) or round % max(1, settings.rounds // DISTANCES) == 0
+        outgoing = await self._compute(lambda: training.begin(measure=measure))
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
@@ -197,7 +208,7 @@ class Agent:
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
         evaluation = None
-        if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
+        if score:
             evaluation = await self._compute(training.evaluate)
         sent, received = self.neighbourhood.traffic
         measured = {
@@ -209,6 +220,7 @@ class Agent:
             "bytes_received": received,
             "round_s": time.perf_counter() - started,
             "exchange_s": exchange_s,
+            **({"disagreement": training.disagreement} if measure and traded else {}),
             **_evaluated(evaluation),
         }
         metrics.write(done, measured)
@@ -251,6 +263,42 @@ class Agent:
 
     async def _compute(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    # ---- what can be seen
+
+    @cached_property
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """All pairs of agents that ever exchange, by name."""
+        pairs = {
+            (min(i, j), max(i, j))
+            for graph in self.topology.graphs
+            for i, incoming in enumerate(graph.incoming)
+            for j in incoming
+        }
+        return tuple((self.names[i], self.names[j]) for i, j in sorted(pairs))
+
+    def links(self, quality: Callable[[str], float | None]) -> tuple[Link, ...]:
+        """This agent's own edges as they are now; call it in the event loop."""
+        return tuple(self._link(peer, quality(peer)) for peer in self.gossip.edges)
+
+    def _link(self, peer: str, quality: float | None) -> Link:
+        edge = self.gossip.edges[peer]
+        sent, received = self.neighbourhood.traffic_with(peer)
+        missing = [span for span in self.participation.missing if span["peer"] == peer]
+        last = missing[-1]["reason"] if missing else ""
+        return Link(
+            peer=peer,
+            state="live" if edge.live else "left" if edge.left else "refused" if edge.refused else "missing",
+            reason="" if edge.live else self.neighbourhood.refusals.get(peer, last),
+            round=edge.peer_round,
+            round_trip_s=edge.round_trip_s if edge.live else None,
+            mixed=self.participation.mixed.get(peer, 0),
+            missed=sum(span["to"] - span["from"] + 1 for span in missing),
+            quality=quality,
+            leaked=edge.leaked,
+            bytes_sent=sent,
+            bytes_received=received,
+        )
 
     # ---- files
 

@@ -209,6 +209,8 @@ class TelemetryTable(Settings):
 
     prometheus: str | None = None
     """``address:port`` at which to serve metrics; they are not served unless set."""
+    web: str | None = None
+    """``address:port`` of the page on which the agent can be watched; there is none unless set."""
 
 
 class NetworkTable(Settings):

@@ -12,8 +12,8 @@ import ipaddress
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from p2pqg.control.server import Command, ControlServer
 from p2pqg.errors import ConfigError, P2PQGError, StorageError
 from p2pqg.home import Home
 from p2pqg.security import Identity, TlsFiles
+from p2pqg.service import keep_notified, notify
 from p2pqg.tasks import load_task_factory
 from p2pqg.tasks.base import Task
-from p2pqg.telemetry import JsonLines, log, prometheus
+from p2pqg.telemetry import JsonLines, log
 from p2pqg.telemetry.audit import Audit
+from p2pqg.telemetry.journal import Journal, View
 from p2pqg.telemetry.status import Status
 from p2pqg.transport.grpc import GrpcTransport
 
@@ -67,9 +69,11 @@ class Daemon:
             )
             lines = self._lines("log.jsonl", max_bytes=log.MAX_BYTES)
             self.status = Status(self._about, self.problems)
+            self.journal = Journal()
             self._observers += [
                 self.status.observe,  # first: the others may fail when the disk is full
                 Audit(self._lines("audit.jsonl"), name).observe,
+                self.journal.observe,
                 log.Log(log.logger(form, sys.stderr, lines), name, settings.rounds).observe,
             ]
             self.agent = Agent(
@@ -82,6 +86,8 @@ class Daemon:
                 stop_after=stop_after,
                 observe=self.observe,
             )
+            if resumed := self.agent.training.round:
+                self.journal.resume(line for line in self.home.measured() if line["round"] <= resumed)
         except ConfigError as error:
             self._opened.close()
             if error.where:
@@ -108,12 +114,14 @@ class Daemon:
         """Run the agent to its end; SIGTERM and SIGINT ask it to leave."""
         with self._opened:
             if self.settings.telemetry.prometheus:
+                from p2pqg.telemetry import prometheus  # whoever does without it does not load its library
+
                 stop = prometheus.serve(self.settings.telemetry.prometheus, self.status.as_json)
                 self._opened.callback(stop)
-            self.home.write_json("status.json", await self._status())  # of a start without an end
-            async with ControlServer(self.home.folder, self.commands()):
+            self.home.write_json("status.json", self.snapshot())  # of a start without an end
+            async with ControlServer(self.home.folder, self.commands()), self._page():
                 for number in (signal.SIGTERM, signal.SIGINT):
-                    asyncio.get_running_loop().add_signal_handler(number, self.agent.stop)
+                    asyncio.get_running_loop().add_signal_handler(number, self._stop)
                 try:
                     outcome = await self._supervised()
                 except Exception as error:
@@ -128,7 +136,7 @@ class Daemon:
                     return outcome
                 finally:
                     with suppress(StorageError):
-                        self.home.write_json("status.json", await self._status())
+                        self.home.write_json("status.json", self.snapshot())
 
     # ---- commands
 
@@ -141,12 +149,21 @@ class Daemon:
             "export": self._export,
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """All there is to see of the agent now, for the control socket and the page alike; call it in the
+        event loop."""
+        return {
+            **self.status.as_json(),
+            **self._view().as_json(),
+            "participation": self.agent.participation.as_json(),
+        }
+
     async def _status(self) -> dict[str, Any]:
-        return {**self.status.as_json(), "participation": self.agent.participation.as_json()}
+        return self.snapshot()
 
     async def _leave(self) -> dict[str, Any]:
         self.observe("command", {"command": "leave"})
-        self.agent.stop()
+        self._stop()
         return {"leaving": True}
 
     async def _evaluate(self) -> dict[str, Any]:
@@ -161,16 +178,55 @@ class Daemon:
     # ---- inside
 
     async def _supervised(self) -> Outcome:
-        """The agent's run; if the watch beside it dies, so does the agent."""
+        """The agent's run; if what runs beside it dies, so does the agent."""
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch())
+                beside = [
+                    group.create_task(self._watch()),
+                    group.create_task(keep_notified(self.snapshot)),
+                ]
                 try:
                     return await self.agent.run()
                 finally:
-                    watching.cancel()
+                    for task in beside:
+                        task.cancel()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
+
+    def _stop(self) -> None:
+        notify(STOPPING=1)
+        self.agent.stop()
+
+    @asynccontextmanager
+    async def _page(self) -> AsyncIterator[None]:
+        """The page, if there is to be one: an agent without it does without its libraries."""
+        if self.settings.telemetry.web is None:
+            yield
+            return
+        from p2pqg.web.server import serve
+
+        token = self.home.folder / "web.token"
+        tls = TlsFiles(**self.settings.tls.model_dump()) if self.settings.tls else None
+        async with serve(self, self.settings.telemetry.web, token_file=token, tls=tls) as address:
+            self.observe("page", {"address": address})
+            yield
+
+    def _view(self) -> View:
+        agent = self.agent
+        sent, received = agent.neighbourhood.traffic
+        return View(
+            incarnation=agent.incarnation,
+            parameters=agent.training.task.spec.d,
+            samples=agent.training.task.samples,
+            agents=agent.names,
+            edges=agent.edges,
+            links=agent.links(self.journal.quality),
+            latest=self.journal.latest,
+            bytes_sent=sent,
+            bytes_received=received,
+            privacy=None,
+            events=self.journal.events,
+        )
 
     def _about(self) -> dict[str, Any]:
         settings, network = self.settings, self.network

@@ -23,7 +23,7 @@ from torch import Tensor
 from p2pqg import checkpoint
 from p2pqg.errors import ConfigError, StorageError
 from p2pqg.storage import unwritable, write_atomically
-from p2pqg.telemetry import MetricsWriter, clean
+from p2pqg.telemetry import MetricsWriter, clean, read_metrics
 
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-before.safetensors")
 """The last one and the one before."""
@@ -111,6 +111,11 @@ class Home:
     def metrics(self, resume_after: int | None) -> MetricsWriter:
         """Where measurements go; lines of rounds after `resume_after` are dropped, None starts afresh."""
         return MetricsWriter(self.folder / "metrics.jsonl", resume_after=resume_after)
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What was measured so far."""
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
 
     def save_model(self, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
         """Write the model everyone takes home and the card that says what it is; returns its path."""

@@ -79,7 +79,7 @@ class Neighbourhood:
         self._changed = asyncio.Event()
         self._lost_s: dict[str, float] = {}
         self._exchanged: asyncio.Future[Exchanged] | None = None
-        self._bytes = {"sent": 0, "received": 0}  # of connections that are gone
+        self._bytes = dict.fromkeys(gossip.edges, (0, 0))  # of connections that are gone
         self._leaving = self._closing = False
         self._outbox_bytes = OUTBOX_PAYLOADS * gossip.rules.vectors * gossip.rules.vector_bytes
 
@@ -163,11 +163,15 @@ class Neighbourhood:
     @property
     def traffic(self) -> tuple[int, int]:
         """Encoded bytes sent and received since the start, over all connections."""
-        connections = [link.connection for link in self._links.values()]
-        return (
-            self._bytes["sent"] + sum(c.bytes_sent for c in connections),
-            self._bytes["received"] + sum(c.bytes_received for c in connections),
-        )
+        sent, received = zip(*map(self.traffic_with, self._bytes), strict=True) if self._bytes else ((), ())
+        return sum(sent), sum(received)
+
+    def traffic_with(self, peer: str) -> tuple[int, int]:
+        """The same over the connections with one neighbour."""
+        sent, received = self._bytes[peer]
+        if (link := self._links.get(peer)) is not None:
+            return sent + link.connection.bytes_sent, received + link.connection.bytes_received
+        return sent, received
 
     # ---- connections
 
@@ -254,11 +258,13 @@ class Neighbourhood:
             if self._links.get(peer) is link:
                 self._hang_up(peer, link)
             link.outbox.put_nowait(None)
-            await asyncio.wait([writer], timeout=FAREWELL_S)
-            writer.cancel()
-            await connection.close()
-            self._bytes["sent"] += connection.bytes_sent
-            self._bytes["received"] += connection.bytes_received
+            try:
+                await asyncio.wait([writer], timeout=FAREWELL_S)
+                writer.cancel()
+                await connection.close()
+            finally:
+                sent, received = self._bytes[peer]
+                self._bytes[peer] = sent + connection.bytes_sent, received + connection.bytes_received
         return welcome
 
     async def _write(self, link: _Link) -> None:

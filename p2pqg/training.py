@@ -38,8 +38,8 @@ class Outgoing:
 
 
 class Training:
-    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; in
-    gossip-only rounds also how far the neighbours' models were (`disagreement`).
+    """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; also how far
+    the neighbours' models were (`disagreement`) in gossip-only rounds and in those that measure it.
 
     `scale` multiplies the gradient (the agent's share of all samples times n, or 1).
     """
@@ -65,7 +65,7 @@ class Training:
         self.round = 0
         self.disagreement = 0.0
         self._program: Program[Result] | None = None
-        self._gossip_only = False
+        self._gossip_only = self._measure = False
         self._losses: list[float] = []
         self._trained: int | None = None
         self._exchange = 0
@@ -76,9 +76,9 @@ class Training:
         """Mean loss over the mini-batches of the last round; NaN before the first."""
         return sum(self._losses) / len(self._losses) if self._losses else math.nan
 
-    def begin(self, *, gossip_only: bool = False) -> Outgoing | None:
+    def begin(self, *, gossip_only: bool = False, measure: bool = False) -> Outgoing | None:
         """Start a round and compute up to its first exchange; None if it has none and is done."""
-        self._gossip_only = gossip_only
+        self._gossip_only, self._measure = gossip_only, measure
         if gossip_only and self._trained is None:
             self._trained = self.round
         lrs = self.schedule.steps(self.round, self.algorithm.local_steps)
@@ -96,6 +96,8 @@ class Training:
             outgoing = self._advance((mixed(self._sent, exchanged.contributions, self.wire),))
             self.settle(exchanged.late)
             return outgoing
+        if self._measure and self._exchange - 1 == self.algorithm.model_exchange:
+            self.disagreement = disagreement(map(self._of_model, exchanged.contributions), self.wire)
         vector = mixed(self._sent, (*exchanged.contributions, *exchanged.late), self.wire)
         return self._advance(tuple(torch.split(vector, self.task.spec.d)))
 

@@ -33,6 +33,7 @@ revoked = "revoked.pem"           # read again whenever it changes
 
 [telemetry]
 # prometheus = "127.0.0.1:9464"   # serve metrics there; off unless set
+# web = "127.0.0.1:8080"          # a page to watch the agent on; off unless set
 
 [task]
 # data = "data"                   # where this site's data are

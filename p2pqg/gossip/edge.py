@@ -124,6 +124,7 @@ class Edge:
         self.refused: Refuse | None = None
         self.left = False
         self.round_trip_s: float | None = None
+        self.peer_round: int | None = None
         self._send_now = send
         self._greeted = False
         self._said_goodbye = False
@@ -140,7 +141,7 @@ class Edge:
         self._last_status = -math.inf
         self._last_tick = math.inf
         self._silent_s = 0.0
-        self._peer_sent_s = 0.0
+        self._peer_clock_s: float | None = None
 
     @property
     def live(self) -> bool:
@@ -256,7 +257,8 @@ class Edge:
         self._last_tick = now
         if self._welcome and now - self._last_status >= STATUS_INTERVAL_S:
             self._last_status = now
-            self._send(Status(round, now, self._peer_sent_s))
+            echo_s = 0.0 if self._peer_clock_s is None else now + self._peer_clock_s
+            self._send(Status(round, now, echo_s))
             if self._doubt is not None:
                 self._send(Settle(self._doubt[0]))
 
@@ -290,7 +292,8 @@ class Edge:
             case Settled():
                 self._settled(message.seq, message.committed)
             case Status():
-                self._peer_sent_s = message.sent_s
+                # Its clock over ours, so that the time until our answer leaves is in no round trip.
+                self.peer_round, self._peer_clock_s = message.round, message.sent_s - now
                 if 0 < message.echo_s <= now:
                     self.round_trip_s = now - message.echo_s
             case Bye() if not self.left:
@@ -324,7 +327,7 @@ class Edge:
             self._committed = None
         elif hello.undecided < self._seq:
             self._send_now(Settled(hello.undecided, hello.undecided == self._committed))
-        self.peer_hello = hello
+        self.peer_hello, self.peer_round, self._peer_clock_s = hello, hello.round, None
         self._seq = max(self._seq, hello.next_seq)
         if self._doubt is not None:
             self._send_now(Settle(self._doubt[0]))

@@ -238,8 +238,9 @@ def disagreement(contributions: Iterable[Contribution], wire: str) -> float:
     furthest = 0.0
     for contribution in contributions:
         if contribution.weight:
-            own = _vector(contribution.own, wire).double().norm()
-            apart = _difference(contribution, wire, torch.float64).norm()
+            dtype = torch.promote_types(WIRE_DTYPES[wire], torch.float32)
+            own = _vector(contribution.own, wire).to(dtype).norm()
+            apart = _difference(contribution, wire, dtype).norm()
             furthest = max(furthest, float(apart) / max(float(own), math.ulp(1.0)))
     return furthest
 

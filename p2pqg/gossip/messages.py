@@ -133,8 +133,8 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Sign of life, once a second: own round, and the peer's last `sent_s` echoed for the round-trip time.
-    Times are the sender's monotonic clock: they mean nothing to anybody but the sender."""
+    """Sign of life, once a second: own round, and for the round-trip time the peer's last `sent_s`, plus how
+    long it lay here. Times are the sender's monotonic clock: they mean nothing to anybody but the sender."""
 
     round: int
     sent_s: float

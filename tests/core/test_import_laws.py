@@ -18,8 +18,8 @@ PACKAGES = {"p2pqg": ROOT / "p2pqg", "p2pqg_simulator": ROOT / "simulator"}
 
 # wire.tensors is arithmetic on payloads: the gossip machine and the codec share it.
 CORE = ("errors", "flat", "seeds", "schedules", "topology", "algorithms", "gossip", "wire.tensors")
-ADAPTERS = ("transport", "discovery", "checkpoint", "wire", "telemetry", "security", "control")
-SHELL = ("agent", "config", "cli", "daemon")
+ADAPTERS = ("transport", "discovery", "checkpoint", "wire", "telemetry", "security", "control", "web")
+SHELL = ("agent", "config", "cli", "daemon", "service")
 IO = ("asyncio", "grpc", "socket", "os", "time", "random", "threading", "subprocess", "selectors", "logging")
 
 

@@ -1,0 +1,1 @@
+"""The page on which an agent can be watched."""

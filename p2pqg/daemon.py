@@ -59,6 +59,8 @@ class Daemon:
         name = settings.agent.name
         try:
             identity = read_identity(settings, network, file, insecure=insecure)
+            pin()
+            torch.set_num_threads(settings.agent.threads)
             task = build_task(settings, network, file)
             self.home = Home(settings.agent.home)
             self._opened.enter_context(self.home.lock())
@@ -69,13 +71,11 @@ class Daemon:
             self.status = Status(self._about, self.problems)
             self.journal = Journal()
             self._observers += [
+                self.status.observe,  # first: the others may fail when the disk is full
                 Audit(self._lines("audit.jsonl"), name).observe,
-                self.status.observe,
                 self.journal.observe,
                 log.Log(log.logger(form, sys.stderr, lines), name, settings.rounds).observe,
             ]
-            pin()
-            torch.set_num_threads(settings.agent.threads)
             self.agent = Agent(
                 settings.agent,
                 network,
@@ -122,19 +122,19 @@ class Daemon:
             async with ControlServer(self.home.folder, self.commands()), self._page():
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, self._stop)
-                watching = asyncio.gather(self._watch(), keep_notified(self.snapshot))
                 try:
-                    outcome = await self.agent.run()
-                except P2PQGError as error:
+                    outcome = await self._supervised()
+                except Exception as error:
                     with suppress(StorageError):  # what ended it may be the disk
-                        self.observe("failed", {"reason": str(error)})
+                        known = isinstance(error, P2PQGError)
+                        reason = str(error) if known else f"{type(error).__name__}: {error}"
+                        self.observe("failed", {"reason": reason})
                     raise
                 else:
                     if not outcome.finished:
                         self.observe("stopped", {"round": outcome.round})
                     return outcome
                 finally:
-                    watching.cancel()
                     with suppress(StorageError):
                         self.home.write_json("status.json", self.snapshot())
 
@@ -212,6 +212,20 @@ class Daemon:
             events=self.journal.events,
         )
 
+    async def _supervised(self) -> Outcome:
+        """The agent's run; if what watches beside it dies, so does the agent."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [self._watch(), keep_notified(self.snapshot)]
+                watching = [group.create_task(each) for each in beside]
+                try:
+                    return await self.agent.run()
+                finally:
+                    for task in watching:
+                        task.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
     def _about(self) -> dict[str, Any]:
         settings, network = self.settings, self.network
         return {
@@ -222,7 +236,7 @@ class Daemon:
             "task": settings.task.name,
             "algorithm": settings.algorithm.name,
             "topology": network.topology,
-            "home": str(settings.agent.home),
+            "home": str(settings.agent.home.absolute()),
             "security": self._security(),
         }
 

@@ -24,6 +24,7 @@ def join(file: Path, stop_after: int | None, insecure: bool, form: str) -> None:
     It goes on from the checkpoint in its home if there is one. SIGTERM, Ctrl-C and `p2pqg leave` end it at
     the next round boundary: a round past the point of no return is finished, then checkpoint and goodbye.
     """
+    from p2pqg.cli.views import participation_text
     from p2pqg.daemon import Daemon
 
     daemon = Daemon(file, stop_after=stop_after, insecure=insecure, form=form)  # type: ignore[arg-type]
@@ -35,3 +36,4 @@ def join(file: Path, stop_after: int | None, insecure: bool, form: str) -> None:
         )
     else:
         click.echo(f"stopped after round {outcome.round}; run the same command to go on")
+    click.echo(participation_text(daemon.agent.participation.as_json()))

@@ -42,7 +42,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     if status["peers"]:
         parts += ["", peers_view(status)]
     if not status["running"]:
-        parts += ["", participation_view(status)]
+        parts += ["", Text(participation_text(status["participation"]))]
     return Group(*parts)
 
 
@@ -64,18 +64,14 @@ def peers_view(status: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def participation_view(status: Mapping[str, Any]) -> RenderableType:
-    """Who took part in how many rounds, and who was missing when."""
-    participation = status["participation"]
+def participation_text(participation: Mapping[str, Any]) -> str:
+    """Who took part in how many rounds, and who was missing when and why."""
     lines = [f"{peer} took part in {rounds} rounds" for peer, rounds in participation["mixed"].items()]
     for span in participation["missing"]:
-        when = (
-            f"round {span['from']}"
-            if span["from"] == span["to"]
-            else f"rounds {span['from']} to {span['to']}"
-        )
+        first, last = span["from"], span["to"]
+        when = f"round {first}" if first == last else f"rounds {first} to {last}"
         lines.append(f"{span['peer']} was missing in {when}: {span['reason']}")
-    return Text("\n".join(lines) or "nobody else took part in any round")
+    return "\n".join(lines) or "nobody else took part in any round"
 
 
 def duration(seconds: float) -> str:

@@ -104,3 +104,5 @@ class ControlServer:
             return {"result": await self._commands[name](**arguments)}
         except (P2PQGError, TypeError) as error:
             return {"error": str(error)}
+        except Exception as error:  # ours, but no reason to end the agent
+            return {"error": f"{name} failed: {type(error).__name__}: {error}"}

@@ -31,12 +31,16 @@ async def fail() -> None:
     raise StorageError("the disk is full")
 
 
+async def break_down() -> None:
+    raise ZeroDivisionError("division by zero")
+
+
 def served(home: Path, client: Callable[[], Any]) -> Any:
     """Run `client` in a thread while commands are served."""
 
     async def main() -> Any:
         with ThreadPoolExecutor(1) as pool:
-            async with ControlServer(home, {"echo": echo, "fail": fail}):
+            async with ControlServer(home, {"echo": echo, "fail": fail, "break": break_down}):
                 return await asyncio.get_running_loop().run_in_executor(pool, client)
 
     return asyncio.run(main())
@@ -82,8 +86,10 @@ def test_errors_come_back_in_words(tmp_path: Path) -> None:
     def client() -> None:
         with pytest.raises(P2PQGError, match="the disk is full"):
             ask(tmp_path, "fail")
-        with pytest.raises(P2PQGError, match="expected one of echo, fail, found dance"):
+        with pytest.raises(P2PQGError, match="expected one of break, echo, fail, found dance"):
             ask(tmp_path, "dance")
+        with pytest.raises(P2PQGError, match="break failed: ZeroDivisionError"):
+            ask(tmp_path, "break")
         with pytest.raises(P2PQGError, match="unexpected keyword argument"):
             ask(tmp_path, "echo", volume=11)
 

@@ -5,6 +5,7 @@ The agents run in this process, each as `p2pqg join` would run it; the commands 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -230,6 +231,25 @@ def test_a_read_only_home_is_said_to_be_one(tmp_path: Path, read_only_folder: Pa
         (name,) = network(tmp_path, 1, agent={"home": str(home)})
         with pytest.raises(StorageError, match="cannot write: the file system is read-only"):
             Daemon(tmp_path / name / "agent.toml")
+
+
+def test_a_watch_that_dies_takes_the_agent_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No silent death of a part: the run ends and says why."""
+    (name,) = network(tmp_path, 1, rounds=FOREVER)
+
+    async def sink(daemon: Daemon) -> None:
+        await asyncio.to_thread(wait_for_round, tmp_path, name, 5)
+        raise RuntimeError("the watch is broken")
+
+    monkeypatch.setattr(Daemon, "_watch", sink)
+    left = tmp_path / name / "home" / "status.json"
+
+    def client() -> None:
+        until(lambda: left.exists() and json.loads(left.read_text())["state"] == "failed")
+
+    (error,) = running(tmp_path, [name], client)
+    assert isinstance(error, RuntimeError)
+    assert "the watch is broken" in json.loads(left.read_text())["reason"]
 
 
 @pytest.mark.slow

@@ -177,22 +177,6 @@ class Daemon:
 
     # ---- inside
 
-    async def _supervised(self) -> Outcome:
-        """The agent's run; if what runs beside it dies, so does the agent."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                beside = [
-                    group.create_task(self._watch()),
-                    group.create_task(keep_notified(self.snapshot)),
-                ]
-                try:
-                    return await self.agent.run()
-                finally:
-                    for task in beside:
-                        task.cancel()
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
-
     def _stop(self) -> None:
         notify(STOPPING=1)
         self.agent.stop()
@@ -227,6 +211,20 @@ class Daemon:
             privacy=None,
             events=self.journal.events,
         )
+
+    async def _supervised(self) -> Outcome:
+        """The agent's run; if what watches beside it dies, so does the agent."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [self._watch(), keep_notified(self.snapshot)]
+                watching = [group.create_task(each) for each in beside]
+                try:
+                    return await self.agent.run()
+                finally:
+                    for task in watching:
+                        task.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
 
     def _about(self) -> dict[str, Any]:
         settings, network = self.settings, self.network

@@ -10,23 +10,21 @@ from .published import Published, table
 from .recipes import DATA_SETS, model_of
 from .records import Record
 from .trained import SHOWN_SCALES
-from .training import Cell, distinct, summarise
+from .training import Cell, summarise
 
 SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")
 SCALE_NOTES = {
     "full": "The paper's own scale.",
     "small": "Small scale: another model for fewer epochs ({recipe}), so only the order of methods is to be "
-    "compared with the paper; the published number beside ours is of the paper's model and length.",
+    "compared with the paper.",
 }
 DATA_NOTES = {
     "cifar10-jpeg.tar.gz": "CIFAR-10 here is a JPEG-compressed copy of all 60,000 images, not the original "
     "pixels.",
     "ag_news_7600.csv": "AG News here is 7,600 real rows, a fifth of them held out, not the paper's 120,000.",
 }
-HEADER = (
-    "published", "ours, best", "difference / published std", "ours, last", "worst agent", "averaged model",
-    "lr", "seeds",
-)  # fmt: skip
+OURS = ("ours, best", "ours, last", "worst agent", "averaged model", "lr", "seeds")
+DIFFERENCE = {"full": ["difference / published std"], "small": [], "smoke": []}
 
 
 def against_paper(name: str, records: Sequence[Record]) -> Report:
@@ -37,43 +35,41 @@ def against_paper(name: str, records: Sequence[Record]) -> Report:
 
 def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]) -> Iterator[str]:
     plan = Plan(scale=scale)
-    found: list[tuple[Published, Cell]] = []
-    for row in rows:
-        if scale == "small" and DATA_SETS[row.cell["dataset"]].small is None:
-            continue
-        summary = summarise({**row.cell, "model": model_of(row.cell, plan)}, scale, records)
-        if summary.runs or summary.diverged:
-            found.append((row, summary))
+    if scale == "small":  # one model stands for several of the paper's
+        stands = {name: data_set.small.beside for name, data_set in DATA_SETS.items() if data_set.small}
+        rows = [row for row in rows if stands.get(row.cell["dataset"]) == row.cell["model"]]
+    cells = [summarise({**row.cell, "model": model_of(row.cell, plan)}, scale, records) for row in rows]
+    found = [(row, cell) for row, cell in zip(rows, cells, strict=True) if cell.runs or cell.diverged]
     if not found:
         return
-    if scale == "small":  # several of the paper's models have one stand-in: show each cell once
-        cells = distinct([summary.cell for _, summary in found])
-        found = [next(pair for pair in found if pair[1].cell == cell) for cell in cells]
     recipes = [DATA_SETS[name].small for name in sorted({row.cell["dataset"] for row, _ in found})]
-    text = "; ".join(f"{r.model}, {r.epochs} epochs" for r in recipes if r is not None)
+    text = "; ".join(f"{r.model} for {r.epochs} epochs beside {r.beside}" for r in recipes if r is not None)
     yield SCALE_NOTES[scale].format(recipe=text)
-    files = {run.result["settings"]["task"]["data"] for _, summary in found for run in summary.runs}
+    files = {run.result["settings"]["task"]["data"] for _, cell in found for run in cell.runs}
     notes = [note for file, note in DATA_NOTES.items() if file in files]
     if notes:
         yield " ".join(notes)
-    yield markdown(*_columns([row for row, _ in found], [summary for _, summary in found]))
+    yield markdown(*_columns([row for row, _ in found], [cell for _, cell in found], scale)).strip()
 
 
-def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+def _columns(
+    rows: Sequence[Published], cells: Sequence[Cell], scale: Scale
+) -> tuple[list[str], list[list[str]]]:
     """Keys in which the rows differ, then the numbers."""
     keys = [key for key in SHOWN if len({str(row.cell[key]) for row in rows}) > 1]
+    header = [*keys, "published", *DIFFERENCE[scale], *OURS]
     lines = []
     for row, cell in zip(rows, cells, strict=True):
         ours = cell.accuracy()
         difference = "-"
-        if ours is not None and row.mean is not None and row.std and cell.scale == "full":
+        if ours is not None and row.mean is not None and row.std:
             difference = f"{(ours[0] - row.mean) / row.std:+.1f}"
         lines.append(
             [
                 *(_text(row.cell[key]) for key in keys),
                 accuracy((row.mean, row.std)) if row.mean is not None else row.status,
+                *([difference] if DIFFERENCE[scale] else []),
                 accuracy(ours) if ours else "diverged",
-                difference,
                 accuracy(cell.accuracy(moment="last")),
                 accuracy(cell.accuracy("worst_accuracy")),
                 accuracy(cell.accuracy("averaged_accuracy")),
@@ -81,7 +77,7 @@ def _columns(rows: Sequence[Published], cells: Sequence[Cell]) -> tuple[list[str
                 str(len(cell.runs)),
             ]
         )
-    return [*keys, *HEADER], lines
+    return header, lines
 
 
 def _text(value: object) -> str:

@@ -17,6 +17,7 @@ from p2pqg import config
 from p2pqg.agent import Agent, Outcome
 from p2pqg.allocator import pin
 from p2pqg.config import AgentSettings, NetworkFile
+from p2pqg.discovery.mdns import MdnsDiscovery
 from p2pqg.errors import ConfigError
 from p2pqg.home import Home
 from p2pqg.security import TlsFiles
@@ -56,7 +57,7 @@ def build(file: Path, stop_after: int | None = None) -> Agent:
     settings = config.load(AgentSettings, file)
     network = config.load(NetworkFile, settings.network.file)
     name = settings.agent.name
-    if name not in network.names:
+    if name not in network.names and network.membership == "fixed":
         raise ConfigError(
             f"expected one of {', '.join(network.names)} (from {settings.network.file}), found {name!r}",
             where=str(file),
@@ -78,7 +79,8 @@ def build(file: Path, stop_after: int | None = None) -> Agent:
     pin()
     torch.set_num_threads(settings.agent.threads)
     try:
-        task = load_task_factory(settings.task.name, file.parent)(settings.context(name, network.names))
+        names = tuple(sorted({*network.names, name}))
+        task = load_task_factory(settings.task.name, file.parent)(settings.context(name, names))
         return Agent(
             settings.agent,
             network,
@@ -87,6 +89,7 @@ def build(file: Path, stop_after: int | None = None) -> Agent:
             GrpcTransport(settings.agent.listen, identity),
             home=Home(settings.agent.home),
             stop_after=stop_after,
+            discovery=MdnsDiscovery(settings.network.interfaces) if settings.network.mdns else None,
             observe=_observe(name),
         )
     except ConfigError as error:

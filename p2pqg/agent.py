@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,17 +20,23 @@ from typing import Any, TypeVar
 
 from p2pqg import __version__
 from p2pqg.config import AgentTable, NetworkFile, RunSettings
-from p2pqg.errors import ConfigError, P2PQGError
+from p2pqg.discovery import Announcement, Discovery
+from p2pqg.errors import ConfigError, P2PQGError, TransportError
 from p2pqg.gossip.agreement import Agreement
 from p2pqg.gossip.edge import Rules
+from p2pqg.gossip.graphs import FixedGraphs, Graphs, LivingGraphs
 from p2pqg.gossip.machine import Exchanged, Gossip
-from p2pqg.gossip.messages import Hello
+from p2pqg.gossip.membership import Membership
+from p2pqg.gossip.messages import JOINING, Hello, Member
+from p2pqg.gossip.pace import Pace, entry
+from p2pqg.gossip.snapshot import Snapshot, snapshot
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
 from p2pqg.telemetry.journal import Link
+from p2pqg.topology import build
 from p2pqg.training import Outgoing, Training
 from p2pqg.transport.base import Transport
 from p2pqg.wire.tensors import WIRE_DTYPES
@@ -75,25 +82,30 @@ class Agent:
         *,
         home: Home | None = None,
         stop_after: int | None = None,
+        discovery: Discovery | None = None,
         observe: Observe = no_events,
     ) -> None:
-        if table.name not in network.names:
+        living = network.membership == "alive"
+        if table.name not in network.names and not living:
             raise ConfigError(
                 f"expected one of {', '.join(network.names)}, found {table.name}", key="agent.name"
             )
-        self.name, self.names, self.topology = table.name, network.names, network.build()
-        self.index = self.names.index(self.name)
+        self.name, self.names = table.name, network.names
+        self.discovery = discovery
         self.settings, self.table, self.home, self.observe = settings, table, home, observe
         self.last_round = settings.rounds if stop_after is None else min(stop_after, settings.rounds)
         algorithm = settings.algorithm.build()
-        if algorithm.needs_mean and not self.topology.complete:
+        topology = None if living else network.build()
+        if algorithm.needs_mean and not (topology and topology.complete):
             raise ConfigError(
-                f"{settings.algorithm.name} needs exact averages, which only the complete graph gives; "
-                f"found {self.topology.name}",
+                f"{settings.algorithm.name} needs exact averages, which only the complete graph of a fixed "
+                f"network gives; found {network.topology}",
                 key="algorithm.name",
             )
         wire = table.wire or settings.task.dtype
-        self.agreed = settings.agreed(task.spec, self.topology) | {"wire": wire}
+        self.agreed = settings.agreed(task.spec, topology or build(network.topology, 1)) | {"wire": wire}
+        if living:
+            self.agreed["topology"] = network.rule
         self.training = Training(
             task,
             algorithm,
@@ -105,27 +117,47 @@ class Agent:
         )
         self.participation = Participation()
         self._resumed = self._restore()
-        greeting = Hello(
+        self._greeting = greeting = Hello(
             network.name,
             network.run,
             self.name,
-            home.next_incarnation() if home else 1,
+            home.next_incarnation() if home else secrets.randbits(48) | 1 << 48,
             self.agreed,
             round=self.training.round,
+            joining=True,
+        )
+        address = network.addresses.get(self.name, "") if table.advertise is None else table.advertise
+        membership = Membership(Member(self.name, 1, JOINING, address, self.training.round))
+        for peer, its_address in network.addresses.items():
+            membership.learn(peer, its_address)
+        self.graphs: Graphs = (
+            FixedGraphs(self.name, self.names, topology)
+            if topology
+            else LivingGraphs(network.topology, network.edges, membership)
         )
         self.gossip = Gossip(
             greeting,
-            (self.names[j] for j in self.topology.neighbours(self.index)),
+            self.graphs.sought,
             Rules(
                 vector_bytes=task.spec.d * WIRE_DTYPES[wire].itemsize,
                 wire=wire,
                 vectors=algorithm.messages,
                 round_timeout_s=table.round_timeout_s,
+                lag=table.lag,
+                period=self.graphs.topology().period,
             ),
+            membership,
         )
         self.incarnation = greeting.incarnation
-        self.neighbourhood = Neighbourhood(self.gossip, greeting, transport, network.addresses, observe)
+        self.neighbourhood = Neighbourhood(
+            self.gossip, greeting, transport, self.graphs, observe, self._snapshot, living=living
+        )
+        self.pace = Pace(self.last_round, every_round=self.graphs.topology().period == 1)
+        self._expected = max(len(self.names), network.at_least) if living else 1
+        self._at_least = network.at_least
+        self._remark = ""
         self._stopping = False
+        self._missed: Mapping[str, str] = {}
         self._executor: Executor | None = None
 
     def stop(self) -> None:
@@ -148,6 +180,7 @@ class Agent:
         with ThreadPoolExecutor(1, thread_name_prefix="compute") as self._executor:
             address = await self.neighbourhood.listen()
             self.observe("listening", {"address": address})
+            await self._announce(address)
             try:
                 async with asyncio.TaskGroup() as group:
                     background = group.create_task(self.neighbourhood.run())
@@ -156,20 +189,33 @@ class Agent:
                         outcome = await self._run()
                         reason = "finished" if outcome.finished else "stopped"
                     finally:
+                        if self.discovery is not None:
+                            await self.discovery.close()
                         await self.neighbourhood.close(reason)
                         background.cancel()
                 return outcome
             except BaseExceptionGroup as errors:
                 raise _first(errors) from errors
 
+    async def _announce(self, listening: str) -> None:
+        """Say where this agent is, and look for others."""
+        if self.discovery is None:
+            return
+        membership, greeting = self.gossip.membership, self._greeting
+        announcement = Announcement(self.name, greeting.network, greeting.run, greeting.versions, listening)
+        address = await self.discovery.start(announcement, membership.learn)
+        if self.table.advertise is None and not membership.own.address:
+            membership.say(address=address)
+
     async def _run(self) -> Outcome:
         training = self.training
-        await self.neighbourhood.wait_for_all(self.table.start_timeout_s)
+        await self._enter()
         self.observe("started", {"round": training.round, "neighbours": list(self.gossip.live)})
         with self._metrics() as metrics:
             evaluation = None
             while training.round < self.last_round and not self._stopping:
                 evaluation = await self._train_one_round(metrics)
+                self._keep_up()
             await self._settle()
             await self._compute(self._checkpoint)
             if training.round < self.settings.rounds:
@@ -183,6 +229,61 @@ class Agent:
             self._save_model(outcome)
             return outcome
 
+    async def _enter(self) -> None:
+        """Come in where the network is: at the start of the run, or in the middle of it."""
+        training, gossip = self.training, self.gossip
+        await self.neighbourhood.wait_for_all(self.table.start_timeout_s, self._expected, self._at_least)
+        found = entry(
+            training.round,
+            resumed=self._resumed,
+            neighbours=gossip.rounds.values(),
+            last=self.settings.rounds,
+        )
+        if found.download and not self._stopping:
+            await self._start_from_a_neighbour()
+        elif found.round > training.round:
+            training.skip_to(found.round)
+        if found.round > gossip.membership.own.round:
+            self.observe("joined", {"round": training.round, "reason": found.reason})
+        self._take_part()
+
+    async def _start_from_a_neighbour(self) -> None:
+        """Take over a neighbour's state, and enter just beyond the round it belongs to. An agent that has a
+        model of its own goes on with that if it gets no other."""
+        training = self.training
+        try:
+            tensors, round = await self.neighbourhood.fetch_state(
+                training.tensors(), self.table.start_timeout_s
+            )
+        except TransportError:
+            if self._stopping:
+                return
+            if not self._resumed:
+                raise
+            round = max(self.gossip.rounds.values(), default=training.round)
+        else:
+            await self._compute(training.adopt, tensors, round)
+        training.skip_to(min(round + 1, self.settings.rounds))
+
+    def _take_part(self) -> None:
+        round, now = self.training.round, asyncio.get_running_loop().time()
+        self.gossip.take_part(round, now)
+
+    def _keep_up(self) -> None:
+        """Leave rounds out if the neighbours have gone on without this agent."""
+        training, gossip = self.training, self.gossip
+        now = asyncio.get_running_loop().time()
+        members = {m.name: m.round for m in gossip.membership.here}
+        following = self.pace.after(training.round - 1, self._missed, gossip.rounds, members, now)
+        if following > training.round:
+            self.observe("behind", {"round": training.round, "goes_on_at": following})
+            training.skip_to(following)
+            gossip.enter(following, now)
+
+    async def _snapshot(self) -> Snapshot:
+        """The state at the last round boundary, for an agent that joins."""
+        return await self._compute(lambda: snapshot(self.training.tensors(), self.training.round))
+
     async def _train_one_round(self, metrics: MetricsWriter | _NoMetrics) -> Evaluation | None:
         """One round, its line in the metrics, and what is due after it."""
         training, settings = self.training, self.settings
@@ -193,7 +294,9 @@ class Agent:
             settings.eval_every and (round + 1) % settings.eval_every == 0
         )
         measure = bool(score) or round % max(1, settings.rounds // DISTANCES) == 0
+        self.pace.begins(self.gossip.rounds)
         outgoing = await self._compute(lambda: training.begin(measure=measure))
+        self.pace.offers(self.gossip.rounds)
         while outgoing is not None:
             exchange_started = time.perf_counter()
             exchanged = await self._exchange(outgoing)
@@ -203,6 +306,7 @@ class Agent:
                 sent, received = traded.get(c.peer, (0, 0))
                 traded[c.peer] = sent + len(c.own), received + len(c.theirs)
             outgoing = await self._compute(training.mixed, exchanged)
+        self._missed = missed
         self.participation.count(round, traded, missed)
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
@@ -233,7 +337,7 @@ class Agent:
         """Gossip without training until all agents hold the same model, within the tolerance."""
         finish, training = self.settings.finish, self.training
         max_rounds = 0 if training.algorithm.centralised else finish.max_rounds  # equal models all along
-        agreement = Agreement.of(self.topology, finish.tolerance, max_rounds)
+        agreement = Agreement.of(self.graphs.topology(), finish.tolerance, max_rounds)
         while not agreement.done and not self._stopping:
             outgoing = await self._compute(lambda: training.begin(gossip_only=True))
             assert outgoing is not None
@@ -250,14 +354,17 @@ class Agent:
         await self._compute(self.training.settle, self.gossip.late())
 
     async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged:
-        graph = self.topology.graph(outgoing.position[0])
+        incoming, neighbours_out = self.graphs.exchanges(outgoing.position[0])
+        if self.graphs.remark != self._remark:
+            self._remark = self.graphs.remark
+            self.observe("graph", {"round": outgoing.position[0], "remark": self._remark or "whole again"})
         return await self.neighbourhood.exchange(
             outgoing.position,
             outgoing.payload,
             checksum=outgoing.checksum,
             norm=outgoing.norm,
-            incoming=tuple(self.names[j] for j in graph.incoming[self.index]),
-            outgoing=tuple(self.names[j] for j in graph.outgoing[self.index]),
+            incoming=incoming,
+            outgoing=neighbours_out,
             note=note,
         )
 
@@ -268,14 +375,8 @@ class Agent:
 
     @cached_property
     def edges(self) -> tuple[tuple[str, str], ...]:
-        """All pairs of agents that ever exchange, by name."""
-        pairs = {
-            (min(i, j), max(i, j))
-            for graph in self.topology.graphs
-            for i, incoming in enumerate(graph.incoming)
-            for j in incoming
-        }
-        return tuple((self.names[i], self.names[j]) for i, j in sorted(pairs))
+        """All pairs of agents that exchange, by name, as far as this one knows."""
+        return self.graphs.pairs
 
     def links(self, quality: Callable[[str], float | None]) -> tuple[Link, ...]:
         """This agent's own edges as they are now; call it in the event loop."""

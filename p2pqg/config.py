@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,6 +27,7 @@ from p2pqg.schedules import Schedule
 from p2pqg.security.certificates import AGENT_NAME
 from p2pqg.tasks.base import TaskContext
 from p2pqg.topology import Topology
+from p2pqg.topology.rules import check_rule
 
 Wire = Literal["float32", "float16", "float64"]
 AgentName = Annotated[str, Field(pattern=AGENT_NAME)]
@@ -184,6 +186,10 @@ class AgentTable(Settings):
     """Number format of models on the wire; the model's own unless set."""
     round_timeout_s: float = Field(default=60.0, gt=0)
     """How long a round waits for a connected but silent neighbour before going on without it."""
+    lag: Literal["wait", "skip"] = "wait"
+    """Whether rounds wait for a neighbour that is slow, or go on without it; see `p2pqg.gossip.machine`."""
+    advertise: str | None = None
+    """Where others dial this agent, if not where the network's file says; empty: they cannot."""
     start_timeout_s: float = Field(default=120.0, gt=0)
     """How long the first round waits for neighbours that have not shown up yet."""
     checkpoint_every: int = Field(default=100, ge=0)
@@ -214,9 +220,12 @@ class TelemetryTable(Settings):
 
 
 class NetworkTable(Settings):
-    """``[network]``: the static topology file."""
+    """``[network]``: the topology file; and whether agents that it does not name are looked for on the local
+    network (mDNS), on which interfaces (all, if none is named)."""
 
     file: Path
+    mdns: bool = False
+    interfaces: tuple[str, ...] = ()
 
 
 class AgentSettings(RunSettings):
@@ -232,7 +241,8 @@ class Member(Settings):
     """One ``[[agents]]`` entry of a topology file."""
 
     name: AgentName
-    address: str
+    address: str = ""
+    """Where it can be dialled; empty for a site that only dials out."""
 
 
 class NetworkFile(RunSettings):
@@ -242,14 +252,38 @@ class NetworkFile(RunSettings):
     run: str = "1"
     topology: str = "ring"
     edges: tuple[tuple[str, str], ...] | None = None
-    agents: tuple[Member, ...] = Field(min_length=1)
+    membership: Literal["fixed", "alive"] = "fixed"
+    """Whether the graph is over all `agents`, or over whoever is alive, who need not stand here."""
+    at_least: int = Field(default=2, ge=1)
+    """Agents that make a network where `membership` is "alive"."""
+    agents: tuple[Member, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkFile:
         if len(set(self.names)) < len(self.names):
             raise ConfigError("expected distinct names", key="agents")
-        self.build()
+        if self.membership == "alive":
+            check_rule(self.topology)
+            return self
+        if not self.agents:
+            raise ConfigError("expected at least one agent, found none", key="agents")
+        graphs = self.build().graphs
+        for a, b in combinations(range(len(self.names)), 2):
+            if not self.addresses.keys() & {self.names[a], self.names[b]} and any(
+                b in graph.incoming[a] or a in graph.incoming[b] for graph in graphs
+            ):
+                raise ConfigError(
+                    f"expected an address of {self.names[a]} or {self.names[b]}, which are neighbours; "
+                    "found none",
+                    key="agents",
+                )
         return self
+
+    @property
+    def rule(self) -> str:
+        """The topology where `membership` is "alive", in words."""
+        edges = f" with edges {sorted(map(sorted, self.edges))}" if self.edges is not None else ""
+        return f"{'edges' if edges else self.topology} over whoever is alive{edges}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -258,8 +292,8 @@ class NetworkFile(RunSettings):
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Where each agent can be dialled."""
-        return {member.name: member.address for member in self.agents}
+        """Where each agent can be dialled, as far as it can."""
+        return {member.name: member.address for member in self.agents if member.address}
 
     def build(self) -> Topology:
         """The topology over `names`."""

@@ -24,6 +24,7 @@ from p2pqg.agent import Agent, Outcome
 from p2pqg.allocator import pin
 from p2pqg.config import AgentSettings, NetworkFile
 from p2pqg.control.server import Command, ControlServer
+from p2pqg.discovery.mdns import MdnsDiscovery
 from p2pqg.errors import ConfigError, P2PQGError, StorageError
 from p2pqg.home import Home
 from p2pqg.security import Identity, TlsFiles
@@ -84,6 +85,7 @@ class Daemon:
                 self.transport,
                 home=self.home,
                 stop_after=stop_after,
+                discovery=MdnsDiscovery(settings.network.interfaces) if settings.network.mdns else None,
                 observe=self.observe,
             )
             if resumed := self.agent.training.round:
@@ -272,7 +274,7 @@ def read_identity(
     """The agent's identity, or None if it needs none. Raises `ConfigError` if it is another agent's, if the
     agent is not of the network, or if it would talk to others without one."""
     name = settings.agent.name
-    if name not in network.names:
+    if name not in network.names and network.membership == "fixed":
         raise ConfigError(
             f"expected one of {', '.join(network.names)} (from {settings.network.file}), found {name!r}",
             where=str(file),
@@ -301,7 +303,8 @@ def read_identity(
 def build_task(settings: AgentSettings, network: NetworkFile, file: Path) -> Task:
     """The task with this agent's data."""
     factory = load_task_factory(settings.task.name, file.parent)
-    return factory(settings.context(settings.agent.name, network.names))
+    names = tuple(sorted({*network.names, settings.agent.name}))
+    return factory(settings.context(settings.agent.name, names))
 
 
 def is_loopback(address: str) -> bool:

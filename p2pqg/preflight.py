@@ -83,7 +83,8 @@ def preflight(file: Path, *, insecure: bool = False) -> Iterator[Finding]:
     yield from _home(settings.agent.home, running=running)
     yield from _task(settings, network, file)
     yield _device()
-    if settings.agent.name in network.names and (settings.tls is None) == (identity is None):
+    known = settings.agent.name in network.names or network.membership == "alive"
+    if known and (settings.tls is None) == (identity is None):
         yield from _neighbours(settings, network, identity)
 
 
@@ -245,9 +246,12 @@ def _device() -> Finding:
 def _neighbours(
     settings: AgentSettings, network: NetworkFile, identity: Identity | None
 ) -> Iterator[Finding]:
-    graph = network.build()
-    for j in graph.neighbours(network.names.index(settings.agent.name)):
-        peer = network.names[j]
+    own = settings.agent.name
+    if network.membership == "alive":  # anyone may become a neighbour
+        peers = [peer for peer in network.names if peer != own]
+    else:
+        peers = [network.names[j] for j in network.build().neighbours(network.names.index(own))]
+    for peer in peers:
         if address := network.addresses.get(peer):
             yield asyncio.run(_neighbour(peer, address, identity))
 

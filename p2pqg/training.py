@@ -145,6 +145,16 @@ class Training:
         self.buffers = {name: tensors[f"buffer.{name}"] for name in self.buffers}
         self.round = round
 
+    def adopt(self, tensors: Mapping[str, Tensor], round: int) -> None:
+        """Start from another agent's model and state at the start of `round`. What the algorithm keeps of the
+        own gradients, or of the own way, starts afresh. Raises `ConfigError` as `restore` does."""
+        self.restore(tensors, round)
+        self.state = self.algorithm.adopt(self.x, self.state)
+
+    def skip_to(self, round: int) -> None:
+        """Leave out the rounds before `round`."""
+        self.round = round
+
     def _advance(self, answer: tuple[Tensor, ...] | None) -> Outgoing | None:
         assert self._program is not None
         try:

@@ -96,6 +96,13 @@ class Algorithm(ABC):
     def init(self, x: Tensor) -> State:
         """The state before the first round, for parameters `x: [*agents, d]`."""
 
+    def adopt(self, x: Tensor, theirs: State) -> State:
+        """The state of an agent that joins a run with another's model `x` and state `theirs`: the same, where
+        it estimates what is common to all agents, as momentum does. A method that keeps what is an agent's
+        own, such as its last gradient, starts that afresh, so that what holds for the sum over agents still
+        does."""
+        return theirs
+
     @abstractmethod
     def round(self, x: Tensor, state: State, lrs: Sequence[Rate]) -> Program[tuple[Tensor, State]]:
         """One round: `lrs` holds the learning rate of each local step. Returns the new x and state."""

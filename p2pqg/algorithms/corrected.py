@@ -16,8 +16,15 @@ from p2pqg.algorithms.effects import Mix, Program
 from p2pqg.algorithms.momentum import Momentum
 
 
+class StartsAfresh(Algorithm):
+    """Mixed into methods whose whole state is an agent's own."""
+
+    def adopt(self, x: Tensor, theirs: State) -> State:
+        return self.init(x)
+
+
 @dataclass(frozen=True, kw_only=True)
-class GradientTracking(Momentum):
+class GradientTracking(StartsAfresh, Momentum):
     """Steps along y, which tracks the mean gradient: y = sum_j w_ij y_j + g - g_prev.
 
         m = beta m + y,  x' = sum_j w_ij x_j - lr m
@@ -47,7 +54,7 @@ class GradientTracking(Momentum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class D2(Algorithm):
+class D2(StartsAfresh, Algorithm):
     """x' = sum_j w_ij (2 x - x_prev - lr (g - g_prev))_j; at the start x' = sum_j w_ij (x - lr g)_j.
 
     Converges for a static symmetric W whose smallest eigenvalue is above -1/3, which is exactly that of a
@@ -88,7 +95,7 @@ class D2Plus(D2):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMSGD(Algorithm):
+class DMSGD(StartsAfresh, Algorithm):
     """x' = v - lr g + beta (z - z_prev), v = sum_j w_ij x_j, z = mu x + (1 - mu) v; option 2: x - lr g + ...
 
     Algorithm 6, the original. Algorithm 8, in which the paper compares it with QG-DSGDm, is another method:

@@ -9,9 +9,15 @@
 On an undirected edge the coordinator is the smaller name; on a directed one it is the receiver, which
 needs no promise of the sender. `seq` numbers the exchanges of the edge and moves on with each verdict.
 
-Positions (round, exchange) must match (`lockstep`). An end that is behind finds the peer's BEGIN with a
-later position, closes its own rounds without this edge and meets the peer there. An end that is ahead waits
-there, or says SKIP at once if it has no offer open: in a graph that changes, its next may be rounds away.
+Positions (round, exchange) must match. An end that is behind finds the peer's BEGIN with a later position,
+or hears in STATUS that the peer is further, closes its own rounds without this edge and meets the peer there.
+An end that is ahead waits there, or says SKIP at once if it has no offer open: in a graph that changes, its
+next may be rounds away.
+
+Nobody is waited for in vain twice. A peer that let a deadline pass, or that has not taken part since it
+started, is not waited for until it is seen to be as far; a peer that is late again must then be early.
+A deadline counts from the last chunk that came or left, so it bends to the link, and a chunk a day does not
+hold a round up: no exchange may take longer than it would at `SLOWEST_BYTES_S`.
 
 Two generals cannot be solved, but with an additive update they need not be: if the coordinator commits, the
 participant already holds all it needs, so the sum over agents is exact again once the verdict arrives.
@@ -23,9 +29,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
+from p2pqg.gossip.membership import Membership
 from p2pqg.gossip.messages import (
     CHUNK_BYTES,
     Abort,
@@ -35,6 +42,7 @@ from p2pqg.gossip.messages import (
     Data,
     End,
     Hello,
+    Member,
     Message,
     Prepared,
     Refuse,
@@ -57,6 +65,10 @@ STRIKES = 5
 PATIENCE = 0.5
 """A participant waits this share of the timeout longer than a coordinator, so that the verdict can still
 arrive; a peer that says nothing at all for as long is not waited for again before it speaks."""
+SLOWEST_BYTES_S = 1 << 16
+"""A link slower than that is not waited for."""
+STALE, AHEAD = "stale", "the peer is ahead"
+"""Reasons for which an end that is behind does without the edge."""
 MAX_SEQ = 1 << 63
 """No peer may move an edge's numbers so far that they could run out (they travel in 64 bits)."""
 
@@ -74,7 +86,8 @@ class Offer:
     sends: bool
     listens: bool
     note: float
-    deadline: float
+    timeout_s: float
+    reached: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,20 +113,32 @@ class Missed:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What both ends agreed on before the first exchange: a vector's bytes on the wire, the wire dtype, the
-    largest number of vectors in one exchange, and how long to wait for a silent peer."""
+    largest number of vectors in one exchange; and how long this end waits for a silent peer, and whether it
+    does for one that is slow (`lag`: "wait" or "skip", see `p2pqg.gossip.machine`). Neighbours meet at least
+    once in `period` rounds."""
 
     vector_bytes: int
     wire: str
     vectors: int
     round_timeout_s: float
+    lag: str = "wait"
+    period: int = 1
 
 
 class Edge:
     """This end of the edge to `peer`. Inputs are methods that take `now` (seconds, monotonic); messages to
     the peer go to `send` in order; `result` answers the open offer."""
 
-    def __init__(self, greeting: Hello, peer: str, rules: Rules, send: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        greeting: Hello,
+        peer: str,
+        rules: Rules,
+        send: Callable[[Message], None],
+        membership: Membership | None = None,
+    ) -> None:
         self.greeting, self.peer, self.rules = greeting, peer, rules
+        self.membership = membership or Membership(Member(greeting.agent))
         self.result: Contribution | Missed | None = None
         self.late: list[Contribution] = []
         self.leaked = 0
@@ -124,7 +149,12 @@ class Edge:
         self.refused: Refuse | None = None
         self.left = False
         self.round_trip_s: float | None = None
-        self.peer_round: int | None = None
+        self.bandwidth_bytes_s: float | None = None
+        """Measured while the last payload came."""
+        self.peer_round = 0
+        """The round the peer is in or goes to, as far as it has said: it begins none before it."""
+        self.peer_reached = 0
+        """The last round the peer has done."""
         self._send_now = send
         self._greeted = False
         self._said_goodbye = False
@@ -133,7 +163,14 @@ class Edge:
         self._offer: Offer | None = None
         self._incoming: Incoming | None = None
         self._prepared = False
-        self._deadline = self._now = -math.inf
+        self._deadline = self._latest = self._now = -math.inf
+        self._timeout_s = rules.round_timeout_s
+        self._waits = True
+        self._joining = False
+        self._late = 0
+        self._told = 0
+        self._peer_waits = False
+        self._begun_s = 0.0
         self._promise: Prepared | None = None
         self._doubt: tuple[int, Contribution] | None = None
         self._committed: int | None = None
@@ -141,7 +178,7 @@ class Edge:
         self._last_status = -math.inf
         self._last_tick = math.inf
         self._silent_s = 0.0
-        self._peer_clock_s: float | None = None
+        self._peer_sent_s = self._peer_sent_at_s = 0.0
 
     @property
     def live(self) -> bool:
@@ -151,6 +188,16 @@ class Edge:
     @property
     def _welcome(self) -> bool:
         return self._greeted and self.peer_hello is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether the peer is there and has taken part since it started."""
+        return self.live and not self._joining
+
+    @property
+    def incarnation(self) -> int | None:
+        """That of the peer, None if it was never here."""
+        return self._incarnation
 
     @property
     def parted(self) -> bool:
@@ -175,9 +222,10 @@ class Edge:
 
     # ---- the agent's side
 
-    def connected(self, round: int) -> None:
+    def connected(self, round: int, *, joining: bool = False) -> None:
         """A fresh connection: greet the peer."""
         self._greeted, self.peer_hello, self.left, self._said_goodbye = True, None, False, False
+        self._told, self._last_status = 0, -math.inf
         undecided = self._doubt[0] if self._doubt else None
         greeting = self.greeting
         self._send_now(
@@ -190,6 +238,8 @@ class Edge:
                 round=round,
                 next_seq=self._seq,
                 undecided=undecided,
+                joining=joining,
+                remembered=self._incarnation or 0,
             )
         )
 
@@ -212,7 +262,13 @@ class Edge:
             return
         if self._incoming is not None and self._incoming.position < offer.position:
             self._incoming = None
-        self._offer, self._deadline = offer, offer.deadline
+        if self.bandwidth_bytes_s is None:
+            self._timeout_s = self.rules.round_timeout_s
+        else:
+            self._timeout_s = offer.timeout_s + 2 * len(offer.payload) / self.bandwidth_bytes_s
+        self._offer, self._deadline = offer, now + self._timeout_s
+        self._peer_waits = False
+        self._latest = self._deadline + 2 * len(offer.payload) / SLOWEST_BYTES_S
         self._send(
             Begin(
                 self._seq,
@@ -220,8 +276,9 @@ class Edge:
                 offer.degree,
                 len(offer.payload) if offer.sends else 0,
                 self.rules.wire,
-                self.rules.round_timeout_s,
+                self._timeout_s,
                 offer.note,
+                offer.reached,
             )
         )
         if offer.sends:
@@ -235,6 +292,26 @@ class Edge:
         if self._offer is not None and not self._prepared:
             self._refuse_exchange(reason)
 
+    def sit_out(self, position: Position) -> None:
+        """This edge has no place in the exchange at `position`; a peer that thinks otherwise is told."""
+        if self._offer is not None or position <= self._closed:
+            return
+        self._closed = position
+        if self._incoming is not None and self._incoming.position <= position:
+            self._refuse_exchange("not a neighbour in this round")
+
+    def payload_left(self, now: float) -> None:
+        """Another chunk of the own payload is on its way: the peer has had less time than it seems."""
+        self._progress(now)
+
+    def announce(self, round: int, now: float, *, reached: int = 0, waiting: bool = False) -> None:
+        """Tell the peer at once which round this end is in."""
+        if self._welcome:
+            self._last_status = now
+            members, self._told = self.membership.news(self._told)
+            echo_s = self._peer_sent_s and self._peer_sent_s + (now - self._peer_sent_at_s)
+            self._send(Status(round, now, echo_s, members, waiting, reached))
+
     def goodbye(self, reason: str) -> None:
         """Say that no BEGIN follows. The peer answers with its own goodbye once it is not in doubt, so the
         end that waits for the answer can still settle what is open."""
@@ -242,25 +319,44 @@ class Edge:
             self._said_goodbye = True
             self._send(Bye(reason))
 
-    def tick(self, now: float, round: int) -> None:
+    def tick(self, now: float, round: int, *, reached: int = 0, waiting: bool = False) -> None:
         """Let time pass: deadlines, a sign of life, the question that settles a doubt."""
         self._now = now
+        # Time in which this end did not look does not count as the peer's silence.
+        passed = max(0.0, now - self._last_tick)
+        self._silent_s += min(passed, STATUS_INTERVAL_S)
+        self._deadline += max(0.0, passed - STATUS_INTERVAL_S)
+        self._last_tick = now
         if self._offer is not None:
             patience = 0 if self._coordinates(self._offer) else PATIENCE
-            if now >= self._deadline + patience * self.rules.round_timeout_s:
+            if now >= self._deadline + patience * self._timeout_s and not self._held_up():
+                self._count_lateness(self._offer)
                 if self._prepared:
                     self._give_up("no verdict before the deadline")
                 else:
                     self._refuse_exchange("deadline")
-        # Time in which this end did not look does not count as the peer's silence.
-        self._silent_s += max(0.0, min(now - self._last_tick, STATUS_INTERVAL_S))
-        self._last_tick = now
         if self._welcome and now - self._last_status >= STATUS_INTERVAL_S:
-            self._last_status = now
-            echo_s = 0.0 if self._peer_clock_s is None else now + self._peer_clock_s
-            self._send(Status(round, now, echo_s))
+            self.announce(round, now, reached=reached, waiting=waiting)
             if self._doubt is not None:
                 self._send(Settle(self._doubt[0]))
+
+    def _held_up(self) -> bool:
+        """Whether the peer has not come because it waits for somebody else, which it will not do for longer
+        than a deadline either: give it one more. Else one silent agent would tear all others apart."""
+        if self._peer_waits and self._incoming is None and not self._prepared:
+            self._peer_waits = False
+            self._deadline += self._timeout_s
+            return True
+        return False
+
+    def _count_lateness(self, offer: Offer) -> None:
+        """A deadline passed. A peer whose payload or promise is here did its part; one that began may be
+        unlucky once."""
+        incoming = self._incoming
+        begun = incoming is not None and incoming.position == offer.position
+        if self._promise is None and not (begun and incoming.complete):  # type: ignore[union-attr]
+            self._late += 1
+            self._waits = begun and self._late == 1
 
     # ---- the peer's side
 
@@ -292,8 +388,11 @@ class Edge:
             case Settled():
                 self._settled(message.seq, message.committed)
             case Status():
-                # Its clock over ours, so that the time until our answer leaves is in no round trip.
-                self.peer_round, self._peer_clock_s = message.round, message.sent_s - now
+                self._status(message.round)
+                self.peer_reached = max(self.peer_reached, message.reached)
+                mine = self._offer.position[0] if self._offer is not None else 0
+                self._peer_waits = message.waiting and message.round < mine
+                self._peer_sent_s, self._peer_sent_at_s = message.sent_s, now
                 if 0 < message.echo_s <= now:
                     self.round_trip_s = now - message.echo_s
             case Bye() if not self.left:
@@ -320,17 +419,39 @@ class Edge:
             self._send_now(self.refused)
             raise
         self.refused = None
-        if self._incarnation is not None and hello.incarnation > self._incarnation:
+        self._live_again(hello)
+        if self._incarnation is None or hello.incarnation > self._incarnation:
             self._forget_incarnation()
+            self._waits, self._late = not hello.joining, 0
         self._incarnation = hello.incarnation
+        self.peer_round = self.peer_reached = hello.round
+        self._joining = hello.joining
         if hello.undecided is None:
             self._committed = None
         elif hello.undecided < self._seq:
             self._send_now(Settled(hello.undecided, hello.undecided == self._committed))
-        self.peer_hello, self.peer_round, self._peer_clock_s = hello, hello.round, None
+        self.peer_hello = hello
         self._seq = max(self._seq, hello.next_seq)
         if self._doubt is not None:
             self._send_now(Settle(self._doubt[0]))
+
+    def _live_again(self, hello: Hello) -> None:
+        """Take a new incarnation if the peer remembers this one, or a later one, of an earlier life: an agent
+        that keeps nothing on disk has no other way to know."""
+        known = hello.remembered
+        mine = self.greeting.incarnation
+        if known > mine or (known == mine and self._incarnation is None):
+            self.greeting = replace(self.greeting, incarnation=min(known, MAX_SEQ) + 1)
+            raise RemoteProtocolError("it remembers an earlier life of this agent")
+
+    def _status(self, round: int) -> None:
+        """The peer is in `round`, so it has closed all before; what it decided in them it said first."""
+        self.peer_round = max(self.peer_round, round)
+        mine = (self._offer.position if self._offer is not None else self._closed)[0]
+        if round > mine or (round == mine and not self._late):
+            self._waits, self._joining = True, False  # it keeps step, though not with us yet
+        if self._offer is not None and not self._prepared and self.peer_round > self._offer.position[0]:
+            self._close(Missed(self.peer, AHEAD))
 
     def check(self, hello: Hello) -> None:
         """Raise `IncompatiblePeer` if this is not the peer, or an incarnation of it that is over."""
@@ -356,9 +477,13 @@ class Edge:
             self._committed = None
         self._check(begin)
         position = (begin.round, begin.exchange)
+        self.peer_round, self._joining = max(self.peer_round, begin.round), False
+        self.peer_reached = max(self.peer_reached, begin.reached)
+        if position > self._closed or (position == self._closed and self._late <= 1):
+            self._waits = True
         mine = self._offer.position if self._offer is not None else None
         if mine is None and position <= self._closed:
-            self._refuse_exchange("stale")
+            self._refuse_exchange(STALE)
             return
         if mine is not None and position < mine:
             return  # stale: the peer finds our BEGIN and catches up
@@ -366,9 +491,9 @@ class Edge:
             return  # a repeated message
         if self._prepared:
             raise RemoteProtocolError(f"exchange {begin.seq} is promised for {mine}, found {position}")
-        self._incoming = Incoming(begin)
+        self._incoming, self._begun_s = Incoming(begin), self._now
         if mine is not None and position > mine:
-            self._close(Missed(self.peer, "the peer is ahead"))
+            self._close(Missed(self.peer, AHEAD))
         self._advance()
 
     def _payload(self, message: Data | End) -> None:
@@ -378,12 +503,25 @@ class Edge:
             return  # belongs to an exchange that is over, or that we never opened
         try:
             if isinstance(message, Data):
-                self._incoming.append(message)
+                self._chunk(self._incoming, message)
             else:
                 self._incoming.finish(message)
+                elapsed_s = self._now - self._begun_s
+                size = self._incoming.received
+                self.bandwidth_bytes_s = max(SLOWEST_BYTES_S, size / elapsed_s if elapsed_s else math.inf)
                 self._advance()
         except RemoteProtocolError as error:
             self._strike(str(error))
+
+    def _chunk(self, incoming: Incoming, chunk: Data) -> None:
+        before = incoming.received
+        incoming.append(chunk)
+        if incoming.received > before:
+            self._progress(self._now)
+
+    def _progress(self, now: float) -> None:
+        if self._offer is not None:
+            self._deadline = max(self._deadline, min(now + self._timeout_s, self._latest))
 
     def _peer_prepared(self, promise: Prepared) -> None:
         if promise.seq < self._seq:
@@ -405,6 +543,8 @@ class Edge:
             self._settled(message.seq, committed=False)
         elif message.seq >= self._seq:
             self._peer_reached(message.seq)
+            self.peer_round = max(self.peer_round, message.round)
+            self.peer_reached = max(self.peer_reached, message.round)
             self._next(Missed(self.peer, message.reason))
 
     def _settled(self, seq: int, committed: bool) -> None:
@@ -432,7 +572,8 @@ class Edge:
         elif not self._coordinates(offer):
             if offer.listens:
                 self._prepared = True
-                self._deadline = max(self._deadline, self._now + self.rules.round_timeout_s)
+                verdict_s = min(incoming.begin.deadline_s, self._latest - self._now + self._timeout_s)
+                self._deadline = max(self._deadline, self._now + verdict_s)
                 self._send(Prepared(self._seq, received=incoming.checksum, sent=offer.checksum))
         elif not offer.sends:
             self._decided()
@@ -454,6 +595,7 @@ class Edge:
             self._send(Commit(self._seq))
             if self._offer.sends:  # a directed edge adds to one end only, so nobody asks
                 self._committed = self._seq
+        self._waits, self._joining, self._late = True, False, 0
         self._next(self._contribution())
 
     def _contribution(self) -> Contribution:
@@ -518,10 +660,14 @@ class Edge:
             return f"refused: {self.refused.item} differs" if self.refused else "not connected"
         if self._doubt is not None:
             return "in doubt"
-        if self._incoming is not None and self._incoming.position > position:
-            return "the peer is ahead"
+        ready = self._incoming.position if self._incoming is not None else None
+        if self.peer_round > position[0] or (ready is not None and ready > position):
+            return AHEAD
         if self._silent_s >= max(SILENCE * STATUS_INTERVAL_S, PATIENCE * self.rules.round_timeout_s):
             return f"silent for {self._silent_s:.0f} s"
+        behind = self.peer_round + self.rules.period <= position[0]
+        if not self._waits and behind and ready != position:
+            return "joining" if self._joining else "late"
         return None
 
     def _check(self, begin: Begin) -> None:

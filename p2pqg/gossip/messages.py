@@ -21,10 +21,34 @@ MAX_CONTROL_BYTES = 1 << 16
 """Largest encoded message other than DATA."""
 
 
+MAX_MEMBERS = 256
+"""Members in one STATUS."""
+
+JOINING, ALIVE, LEFT = "joining", "alive", "left"
+STATES = (JOINING, ALIVE, LEFT)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What an agent says of itself and others pass on. A larger `heartbeat` is newer; `address` is where it
+    can be dialled, empty if it cannot; `round` the one it is in."""
+
+    name: str
+    heartbeat: int = 0
+    state: str = JOINING
+    address: str = ""
+    round: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """First message of both ends of a connection. `settings` is everything a network must agree on, by
-    name (algorithm, schedule, model, wire dtype, ...); the first item that differs is refused by name."""
+    name (algorithm, schedule, model, wire dtype, ...); the first item that differs is refused by name.
+
+    `joining`: the sender has not taken part yet since it started, so nobody waits for it in rounds beyond
+    `round`. `remembered` is the last incarnation of the receiver that the sender knows, 0 for none.
+    `fetches`: this connection is for GETSTATE, not for exchanges.
+    """
 
     network: str
     run: str
@@ -35,6 +59,9 @@ class Hello:
     round: int = 0
     next_seq: int = 0
     undecided: int | None = None
+    joining: bool = False
+    remembered: int = 0
+    fetches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +77,8 @@ class Refuse:
 class Begin:
     """Opens exchange `seq`: the sender's position (round, exchange within the round), the degree it attempts
     in this round and the bytes that follow. `payload_bytes` is 0 on the silent end of a directed edge.
-    `note` is a number that spreads with the gossip (largest disagreement seen, in the final rounds)."""
+    `note` is a number that spreads with the gossip (largest disagreement seen, in the final rounds).
+    `reached` is the last round that the sender has done; it may be early for this one."""
 
     seq: int
     round: int
@@ -60,6 +88,7 @@ class Begin:
     wire: str
     deadline_s: float
     note: float = 0.0
+    reached: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,12 +162,18 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Sign of life, once a second: own round, and for the round-trip time the peer's last `sent_s`, plus how
-    long it lay here. Times are the sender's monotonic clock: they mean nothing to anybody but the sender."""
+    """Sign of life, once a second and when the sender leaves rounds out: the round it is in or goes to, the
+    last one it has done (`reached`), and the peer's last `sent_s` plus the time since it came, for the
+    round-trip time. Times are of the monotonic clock of whose `sent_s` it was: they mean nothing to anybody
+    else. `members` is what the sender has heard of others since its last STATUS; `waiting` says that it is
+    in the middle of an exchange, held up by others."""
 
     round: int
     sent_s: float
     echo_s: float = 0.0
+    members: tuple[Member, ...] = ()
+    waiting: bool = False
+    reached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +183,27 @@ class Bye:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class GetState:
+    """On a connection of its own: send me your state at a round boundary, the one with checksum `snapshot`
+    from byte `offset` on if you still have it."""
+
+    snapshot: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StateHead:
+    """The answer: bytes `[offset, size)` of the state at the start of `round` follow as DATA. `snapshot` is
+    the checksum of all of them."""
+
+    round: int
+    size: int
+    snapshot: int
+    offset: int = 0
+
+
 Message = (
     Hello | Refuse | Begin | Data | End | Prepared | Commit | Abort | Skip | Settle | Settled | Status | Bye
-)
+    | GetState | StateHead
+)  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -68,6 +70,31 @@ def one_peer_hypercube(n: int) -> Topology:
     )
 
 
+def circulant(n: int, hops: Iterable[int], name: str) -> Topology:
+    """Agents in a circle, each with those `hops` before and after it."""
+    return from_networkx(nx.circulant_graph(n, [hop for hop in hops if hop < n]), name)
+
+
+def regular(k: int, n: int) -> Topology:
+    """Everyone has the k nearest on a circle as neighbours (fewer where there are fewer agents). An odd k
+    adds the agent opposite, and takes an even number of agents."""
+    if k >= n - 1:
+        return replace(complete(n), name=f"{k}-regular")
+    if k < 2 or (k % 2 and n % 2):
+        raise _impossible(f"{k}-regular", "k of at least 2, and an even number of agents if k is odd", n)
+    return circulant(n, [*range(1, k // 2 + 1), *([n // 2] if k % 2 else [])], f"{k}-regular")
+
+
+def exponential(n: int) -> Topology:
+    """Everyone with those 1, 2, 4, 8, ... places before and after it on a circle, in every round."""
+    return circulant(n, (2**p for p in range(n.bit_length())), "exponential")
+
+
+def twisted_torus(n: int) -> Topology:
+    """What a torus is where n has no two factors: circle neighbours, and those sqrt(n) places away."""
+    return circulant(n, (1, max(2, math.isqrt(n))), "torus")
+
+
 def isolated(n: int) -> Topology:
     """Nobody talks: W = I, every agent trains alone."""
     return Topology("isolated", (Graph(tuple(() for _ in range(n))),))
@@ -78,6 +105,7 @@ TOPOLOGIES: dict[str, Callable[[int], Topology]] = {
     "complete": complete,
     "star": star,
     "torus": torus,
+    "exponential": exponential,
     "social": social,
     "one-peer-exponential": one_peer_exponential,
     "one-peer-hypercube": one_peer_hypercube,
@@ -86,12 +114,17 @@ TOPOLOGIES: dict[str, Callable[[int], Topology]] = {
 
 
 def build(name: str, n: int) -> Topology:
-    """The named topology over n agents. Raises `ConfigError` for an unknown name or an impossible n."""
-    if name not in TOPOLOGIES:
-        raise ConfigError(f"expected one of {', '.join(TOPOLOGIES)}, found {name!r}", key="topology")
+    """The named topology over n agents; ``4-regular`` and the like for any degree. Raises `ConfigError` for
+    an unknown name or an impossible n."""
+    degree = re.fullmatch(r"(\d{1,4})-regular", name)
+    if name not in TOPOLOGIES and not degree:
+        raise ConfigError(
+            f"expected one of {', '.join(TOPOLOGIES)}, or 4-regular and the like; found {name!r}",
+            key="topology",
+        )
     if n < 1:
         raise ConfigError(f"expected at least 1 agent, found {n}", key="agents")
-    return TOPOLOGIES[name](n)
+    return regular(int(degree[1]), n) if degree else TOPOLOGIES[name](n)
 
 
 def from_networkx(graph: nx.Graph[Any], name: str = "graph") -> Topology:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ class Faults:
 
     lost_edges: frozenset[frozenset[str]] = frozenset()
     """Pairs of agents that cannot reach each other at all."""
+
+    bytes_per_s: float = math.inf
+    """What one direction of a connection carries."""
 
     cuts: tuple[Cut, ...] = ()
 
@@ -149,7 +153,7 @@ class MemoryNetwork:
             raise TransportError(f"{peer} cannot be reached at {address}: nobody listens")
         if found != peer:
             raise TransportError(f"{address} proves the name {found}, expected {peer}")
-        there, back = _Pipe(), _Pipe()
+        there, back = (_Pipe(self._faults.bytes_per_s) for _ in range(2))
         listener = self._listening[peer]
         near = MemoryConnection(self, dialler, peer, outgoing=there, incoming=back)
         far = MemoryConnection(self, listener, agent, outgoing=back, incoming=there)
@@ -250,8 +254,10 @@ class MemoryTransport:
 class _Pipe:
     """One direction of a connection: what is on its way, what has arrived, and how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_per_s: float) -> None:
         self.ended: str | None = None
+        self._bytes_per_s = bytes_per_s
+        self._free_s = 0.0
         self._on_its_way: list[tuple[float, int, bytes | None]] = []
         self._arrived: deque[bytes] = deque()
         self._unread_bytes = 0
@@ -263,7 +269,8 @@ class _Pipe:
     def push(self, frame: bytes | None, delay_s: float, *, late: bool = False) -> None:
         """Send a frame, behind all others unless it may be `late`; None ends the stream behind everything."""
         loop = asyncio.get_running_loop()
-        arrival_s = max(loop.time() + delay_s, self._last_s)
+        self._free_s = max(self._free_s, loop.time()) + len(frame or b"") / self._bytes_per_s
+        arrival_s = max(self._free_s + delay_s, self._last_s)
         if frame is None:
             arrival_s = max([arrival_s, *(entry[0] for entry in self._on_its_way)])
         elif not late:

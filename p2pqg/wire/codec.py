@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 from google.protobuf.message import DecodeError
 
 from p2pqg.errors import LocalProtocolError, RemoteProtocolError
-from p2pqg.gossip.messages import CHUNK_BYTES, MAX_CONTROL_BYTES, Begin, Data, End, Hello, Message
+from p2pqg.gossip.messages import (
+    CHUNK_BYTES,
+    MAX_CONTROL_BYTES,
+    MAX_MEMBERS,
+    STATES,
+    Begin,
+    Data,
+    End,
+    Hello,
+    Member,
+    Message,
+    Status,
+)
 from p2pqg.wire import gossip_pb2
 from p2pqg.wire.tensors import WIRE_DTYPES
 
@@ -45,6 +57,9 @@ _FIELDS: dict[type[Message], tuple[str, ...]] = {
 }
 
 
+_MEMBER_FIELDS = tuple(field.name for field in fields(Member))
+
+
 def encode(message: Message) -> bytes:
     """One frame. Raises `LocalProtocolError` for a message that breaks a limit."""
     if isinstance(message, Data):
@@ -53,6 +68,8 @@ def encode(message: Message) -> bytes:
     values = {name: getattr(message, name) for name in _FIELDS[kind]}
     try:
         _check(message, values)
+        if isinstance(message, Status):
+            values["members"] = [gossip_pb2.Member(**asdict(member)) for member in message.members]
         body = getattr(gossip_pb2, kind.__name__)(**values)
         envelope = gossip_pb2.Envelope(**{kind.__name__.lower(): body})
     except (TypeError, ValueError) as error:
@@ -117,6 +134,9 @@ def _decode_control(frame: Frame) -> Message:
         values["settings"] = dict(body.settings)
         values["versions"] = tuple(body.versions)
         values["undecided"] = body.undecided if body.HasField("undecided") else None
+    if kind is Status:
+        members = ({name: getattr(m, name) for name in _MEMBER_FIELDS} for m in body.members)
+        values["members"] = tuple(Member(**member) for member in members)
     message = kind(**values)
     try:
         _check(message, values)
@@ -143,18 +163,35 @@ def _check(message: Message, values: dict[str, Any]) -> None:
         case End():
             if message.norm < 0:
                 raise ValueError(f"norm is {message.norm}, expected 0 or more")
+        case Status():
+            if len(message.members) > MAX_MEMBERS:
+                raise ValueError(f"{len(message.members)} members, at most {MAX_MEMBERS} allowed")
+            for member in message.members:
+                _check_member(member)
 
 
 def _check_hello(hello: Hello) -> None:
     if len(hello.settings) > MAX_SETTINGS:
         raise ValueError(f"{len(hello.settings)} settings, at most {MAX_SETTINGS} allowed")
     for name in (hello.network, hello.run, hello.agent, *hello.settings):
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise ValueError(f"expected a name of 1 to {MAX_NAME} printable characters, found {name[:80]!r}")
+        _check_name(name)
     for name, value in hello.settings.items():
         _check_text(f"setting {name}", value)
     if len(hello.versions) != 2 or not 1 <= hello.versions[0] <= hello.versions[1]:
         raise ValueError(f"versions are {hello.versions[:3]}, expected (oldest, newest) from 1")
+
+
+def _check_member(member: Member) -> None:
+    _check_name(member.name)
+    if len(member.address) > MAX_NAME or not member.address.isprintable():
+        raise ValueError(f"expected an address of printable characters, found {member.address[:80]!r}")
+    if member.state not in STATES:
+        raise ValueError(f"state is {member.state[:80]!r}, expected one of {', '.join(STATES)}")
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"expected a name of 1 to {MAX_NAME} printable characters, found {name[:80]!r}")
 
 
 def _check_text(name: str, value: str) -> None:

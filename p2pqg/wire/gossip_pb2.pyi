@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "refuse", "begin", "end", "prepared", "commit", "abort", "skip", "settle", "settled", "status", "bye")
+    __slots__ = ("hello", "refuse", "begin", "end", "prepared", "commit", "abort", "skip", "settle", "settled", "status", "bye", "getstate", "statehead")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,8 @@ class Envelope(_message.Message):
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
+    GETSTATE_FIELD_NUMBER: _ClassVar[int]
+    STATEHEAD_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     refuse: Refuse
     begin: Begin
@@ -32,10 +34,12 @@ class Envelope(_message.Message):
     settled: Settled
     status: Status
     bye: Bye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ...) -> None: ...
+    getstate: GetState
+    statehead: StateHead
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., getstate: _Optional[_Union[GetState, _Mapping]] = ..., statehead: _Optional[_Union[StateHead, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("network", "run", "agent", "incarnation", "settings", "versions", "round", "next_seq", "undecided")
+    __slots__ = ("network", "run", "agent", "incarnation", "settings", "versions", "round", "next_seq", "undecided", "joining", "remembered", "fetches")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +56,9 @@ class Hello(_message.Message):
     ROUND_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
     UNDECIDED_FIELD_NUMBER: _ClassVar[int]
+    JOINING_FIELD_NUMBER: _ClassVar[int]
+    REMEMBERED_FIELD_NUMBER: _ClassVar[int]
+    FETCHES_FIELD_NUMBER: _ClassVar[int]
     network: str
     run: str
     agent: str
@@ -61,7 +68,10 @@ class Hello(_message.Message):
     round: int
     next_seq: int
     undecided: int
-    def __init__(self, network: _Optional[str] = ..., run: _Optional[str] = ..., agent: _Optional[str] = ..., incarnation: _Optional[int] = ..., settings: _Optional[_Mapping[str, str]] = ..., versions: _Optional[_Iterable[int]] = ..., round: _Optional[int] = ..., next_seq: _Optional[int] = ..., undecided: _Optional[int] = ...) -> None: ...
+    joining: bool
+    remembered: int
+    fetches: bool
+    def __init__(self, network: _Optional[str] = ..., run: _Optional[str] = ..., agent: _Optional[str] = ..., incarnation: _Optional[int] = ..., settings: _Optional[_Mapping[str, str]] = ..., versions: _Optional[_Iterable[int]] = ..., round: _Optional[int] = ..., next_seq: _Optional[int] = ..., undecided: _Optional[int] = ..., joining: _Optional[bool] = ..., remembered: _Optional[int] = ..., fetches: _Optional[bool] = ...) -> None: ...
 
 class Refuse(_message.Message):
     __slots__ = ("item", "expected", "found")
@@ -74,7 +84,7 @@ class Refuse(_message.Message):
     def __init__(self, item: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("seq", "round", "exchange", "degree", "payload_bytes", "wire", "deadline_s", "note")
+    __slots__ = ("seq", "round", "exchange", "degree", "payload_bytes", "wire", "deadline_s", "note", "reached")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +93,7 @@ class Begin(_message.Message):
     WIRE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
     seq: int
     round: int
     exchange: int
@@ -91,7 +102,8 @@ class Begin(_message.Message):
     wire: str
     deadline_s: float
     note: float
-    def __init__(self, seq: _Optional[int] = ..., round: _Optional[int] = ..., exchange: _Optional[int] = ..., degree: _Optional[int] = ..., payload_bytes: _Optional[int] = ..., wire: _Optional[str] = ..., deadline_s: _Optional[float] = ..., note: _Optional[float] = ...) -> None: ...
+    reached: int
+    def __init__(self, seq: _Optional[int] = ..., round: _Optional[int] = ..., exchange: _Optional[int] = ..., degree: _Optional[int] = ..., payload_bytes: _Optional[int] = ..., wire: _Optional[str] = ..., deadline_s: _Optional[float] = ..., note: _Optional[float] = ..., reached: _Optional[int] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("seq", "checksum", "norm")
@@ -158,17 +170,57 @@ class Settled(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., committed: _Optional[bool] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("round", "sent_s", "echo_s")
+    __slots__ = ("round", "sent_s", "echo_s", "members", "waiting", "reached")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SENT_S_FIELD_NUMBER: _ClassVar[int]
     ECHO_S_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
     round: int
     sent_s: float
     echo_s: float
-    def __init__(self, round: _Optional[int] = ..., sent_s: _Optional[float] = ..., echo_s: _Optional[float] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    waiting: bool
+    reached: int
+    def __init__(self, round: _Optional[int] = ..., sent_s: _Optional[float] = ..., echo_s: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., waiting: _Optional[bool] = ..., reached: _Optional[int] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("name", "heartbeat", "state", "address", "round")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    heartbeat: int
+    state: str
+    address: str
+    round: int
+    def __init__(self, name: _Optional[str] = ..., heartbeat: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class Bye(_message.Message):
     __slots__ = ("reason",)
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class GetState(_message.Message):
+    __slots__ = ("snapshot", "offset")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    snapshot: int
+    offset: int
+    def __init__(self, snapshot: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class StateHead(_message.Message):
+    __slots__ = ("round", "size", "snapshot", "offset")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    size: int
+    snapshot: int
+    offset: int
+    def __init__(self, round: _Optional[int] = ..., size: _Optional[int] = ..., snapshot: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...

@@ -26,6 +26,9 @@ POSSIBLE = {
     "complete": (1, 2, 5),
     "star": (1, 2, 7),
     "torus": (4, 6, 9, 16),
+    "exponential": (1, 2, 3, 8, 9),
+    "3-regular": (1, 2, 4, 8),
+    "4-regular": (1, 3, 7, 8),
     "social": (32,),
     "one-peer-exponential": (2, 3, 5, 8, 16),
     "one-peer-hypercube": (2, 4, 8, 16),
@@ -33,6 +36,7 @@ POSSIBLE = {
 }
 IMPOSSIBLE = {
     "torus": (1, 2, 3, 7),
+    "3-regular": (5, 9),
     "social": (31, 33),
     "one-peer-exponential": (1,),
     "one-peer-hypercube": (1, 3, 6),
@@ -84,7 +88,7 @@ def test_named_topologies_mix_doubly_stochastically_in_every_round(name: str, n:
 
 
 def test_every_named_topology_is_tested() -> None:
-    assert set(POSSIBLE) == set(TOPOLOGIES)
+    assert {name for name in POSSIBLE if "regular" not in name} == set(TOPOLOGIES)
 
 
 @pytest.mark.parametrize(("name", "n"), [(name, n) for name, sizes in IMPOSSIBLE.items() for n in sizes])

@@ -20,7 +20,7 @@ import xxhash
 from pair import COORDINATOR, PARTICIPANT, RULES, TIMEOUT_S, D, Pair, greeting
 from pair import End as Device
 
-from p2pqg.gossip.edge import PATIENCE
+from p2pqg.gossip.edge import AHEAD, PATIENCE, STALE
 from p2pqg.gossip.messages import (
     Abort,
     Begin,
@@ -35,6 +35,9 @@ from p2pqg.gossip.messages import (
 )
 
 ROOT = Path(__file__).parents[2]
+
+
+PASSED = (STALE, AHEAD)
 
 
 class Once:
@@ -154,7 +157,7 @@ def test_commit_lost_costs_the_edge_while_it_is_unsettled() -> None:
     while pair.b.round < pair.a.round:
         pair.begin(pair.b)
         pair.flow()
-        assert pair.b.reason() == "stale"
+        assert pair.b.reason() in PASSED
     assert_back_to_normal(pair)
 
 
@@ -190,7 +193,7 @@ def test_participant_crashes_before_prepared() -> None:
     pair.sum = pair.a.x + pair.b.x
     pair.begin(pair.b)
     pair.flow()
-    assert pair.b.reason() == "stale"
+    assert pair.b.reason() in PASSED
     assert_back_to_normal(pair)
 
 
@@ -265,7 +268,7 @@ def test_slow_peer() -> None:
     assert pair.a.reason() == "deadline"
     pair.begin(pair.b)
     pair.flow()
-    assert pair.b.reason() == "stale", "the straggler does not wait in vain"
+    assert pair.b.reason() in PASSED, "the straggler does not wait in vain"
     assert_back_to_normal(pair)
 
 
@@ -289,7 +292,7 @@ def test_silent_peer(frozen: str) -> None:
     while asleep.round < awake.round:
         pair.begin(asleep)
         pair.flow()
-        assert asleep.reason() == "stale"
+        assert asleep.reason() in PASSED
     assert_back_to_normal(pair)
 
 
@@ -368,7 +371,7 @@ def test_stale_round(behind: str) -> None:
     for _ in range(7):
         pair.begin(straggler)
         pair.flow()
-        assert straggler.reason() == "stale"
+        assert straggler.reason() in PASSED
     assert pair.exact
     assert_back_to_normal(pair)
 

@@ -16,9 +16,11 @@ from pair import COORDINATOR, PARTICIPANT, RULES, greeting
 from p2pqg.gossip.edge import Rules
 from p2pqg.gossip.machine import Exchanged, Gossip, Send
 from p2pqg.gossip.messages import (
+    STATES,
     Begin,
     Data,
     End,
+    Member,
     Message,
     Prepared,
     Settle,
@@ -37,6 +39,7 @@ payloads = st.sampled_from([OWN, OWN[:8], OWN[:5], OWN + OWN, np.full(4, np.nan)
 BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "seq": numbers,
     "round": numbers,
+    "reached": numbers,
     "exchange": st.just(0) | numbers,
     "payload_bytes": st.sampled_from([0, 8, 32, 64]) | numbers,
     "offset": st.sampled_from([0, 8, 32]) | numbers,
@@ -52,7 +55,12 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "versions": st.sampled_from([(1, 1), (1, 1), (2, 2)]),
     "incarnation": st.sampled_from([1, 1, 2, 2**64 - 1]),
     "undecided": st.none() | numbers,
-    "committed": st.booleans(),
+    **dict.fromkeys(["committed", "joining", "fetches", "waiting"], st.booleans()),
+    "remembered": st.sampled_from([0, 0, 1]) | numbers,
+    "members": st.lists(
+        st.builds(Member, st.sampled_from([*PEERS, ME]), numbers, st.sampled_from(STATES), round=numbers),
+        max_size=3,
+    ).map(tuple),
     **dict.fromkeys(["deadline_s", "norm"], st.floats(0, allow_nan=False, allow_infinity=False)),
     **dict.fromkeys(["note", "sent_s", "echo_s"], st.floats(allow_nan=False, allow_infinity=False)),
     **dict.fromkeys(["item", "expected", "found", "reason"], st.text("ab ", max_size=5)),
@@ -133,8 +141,8 @@ def test_any_sequence_of_messages_raises_nothing(sequence: list[tuple[str, str, 
         machine.happen("connected", peer, None)
     for event in sequence:
         machine.happen(*event)
-    for _ in range(10):
-        machine.happen("tick", PEERS[0], RULES.round_timeout_s)
+    for _ in range(round(10 * RULES.round_timeout_s)):
+        machine.happen("tick", PEERS[0], 1.0)
     assert not machine.open, "every exchange ends"
 
 

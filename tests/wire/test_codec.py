@@ -15,12 +15,14 @@ from p2pqg.errors import LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.messages import (
     CHUNK_BYTES,
     MAX_CONTROL_BYTES,
+    STATES,
     Abort,
     Begin,
     Bye,
     Data,
     End,
     Hello,
+    Member,
     Message,
     Prepared,
     Status,
@@ -48,7 +50,13 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "note": floats,
     "sent_s": floats,
     "echo_s": floats,
-    "committed": st.booleans(),
+    **dict.fromkeys(["committed", "joining", "fetches", "waiting"], st.booleans()),
+    "members": st.lists(
+        st.builds(
+            Member, st.text("ab", min_size=1), numbers, st.sampled_from(STATES), st.text("ab:1"), numbers
+        ),
+        max_size=3,
+    ).map(tuple),
     **dict.fromkeys(["item", "expected", "found", "reason"], texts),
 }
 controls = st.one_of(

@@ -54,6 +54,8 @@ def run(experiment: Experiment, plan: Plan, records: Records, observe: Observe) 
               help="Learning rates; auto goes on by factors of 2 until the best is interior.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the data sets.  [datasets]")
 @click.option("--download", is_flag=True, help="Let torchvision fetch CIFAR into --data.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default=Plan.dtype, show_default=True,
+              help="float64 shows that engines agree.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--engine", type=click.Choice([*ENGINES, SWARM]), default="auto",
               show_default=True, help="How agents are simulated; swarm runs real ones.")  # fmt: skip

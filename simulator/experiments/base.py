@@ -43,6 +43,7 @@ class Plan:
     data: Path | None = None
     """Where the data sets lie (docs/paper.md)."""
     download: bool = False
+    dtype: str = "float32"
     device: str = "cpu"
     engine: str = "auto"
     together: int | None = None

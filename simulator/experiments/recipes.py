@@ -155,6 +155,7 @@ def settings(case: Case, plan: Plan) -> SimulationSettings:
             "name": case["dataset"],
             "data": find_data(case["dataset"], plan),
             "batch_size": batch,
+            "dtype": plan.dtype,
             "options": options,
             **({"partition": "iid"} if case["alpha"] is None else {"alpha": case["alpha"]}),
         },

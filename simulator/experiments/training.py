@@ -49,8 +49,10 @@ class Training:
                 key="cell",
             )
         cases: list[Case] = []
-        real = {"engine": SWARM} if plan.engine == SWARM else {}  # a record of its own
-        for cell in distinct([dict(cell) | real | {"model": model_of(cell, plan)} for cell in chosen]):
+        # What makes other records than the usual.
+        other = {"engine": SWARM} if plan.engine == SWARM else {}
+        other |= {"dtype": plan.dtype} if plan.dtype != Plan.dtype else {}
+        for cell in distinct([dict(cell) | other | {"model": model_of(cell, plan)} for cell in chosen]):
             seeds, first = (
                 (1, first_rates(cell)[1:2]) if plan.scale == "smoke" else (plan.seeds, first_rates(cell))
             )

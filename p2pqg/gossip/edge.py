@@ -67,6 +67,8 @@ PATIENCE = 0.5
 arrive; a peer that says nothing at all for as long is not waited for again before it speaks."""
 SLOWEST_BYTES_S = 1 << 16
 """A link slower than that is not waited for."""
+UNLUCKY = 3
+"""Deadlines in a row that a peer may let pass which says that it is in the same round."""
 STALE, AHEAD = "stale", "the peer is ahead"
 """Reasons for which an end that is behind does without the edge."""
 MAX_SEQ = 1 << 63
@@ -351,12 +353,13 @@ class Edge:
 
     def _count_lateness(self, offer: Offer) -> None:
         """A deadline passed. A peer whose payload or promise is here did its part; one that began may be
-        unlucky once."""
+        unlucky once, and one that says it is in this round too, as messages may be lost, a few times."""
         incoming = self._incoming
         begun = incoming is not None and incoming.position == offer.position
         if self._promise is None and not (begun and incoming.complete):  # type: ignore[union-attr]
             self._late += 1
-            self._waits = begun and self._late == 1
+            here = self.peer_round >= offer.position[0]
+            self._waits = (begun and self._late == 1) or (here and self._late <= UNLUCKY)
 
     # ---- the peer's side
 

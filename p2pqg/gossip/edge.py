@@ -171,7 +171,7 @@ class Edge:
         self._joining = False
         self._late = 0
         self._told = 0
-        self._peer_waits = False
+        self._peer_waits = self._extended = False
         self._begun_s = 0.0
         self._promise: Prepared | None = None
         self._doubt: tuple[int, Contribution] | None = None
@@ -269,7 +269,7 @@ class Edge:
         else:
             self._timeout_s = offer.timeout_s + 2 * len(offer.payload) / self.bandwidth_bytes_s
         self._offer, self._deadline = offer, now + self._timeout_s
-        self._peer_waits = False
+        self._peer_waits = self._extended = False
         self._latest = self._deadline + 2 * len(offer.payload) / SLOWEST_BYTES_S
         self._send(
             Begin(
@@ -345,8 +345,8 @@ class Edge:
     def _held_up(self) -> bool:
         """Whether the peer has not come because it waits for somebody else, which it will not do for longer
         than a deadline either: give it one more. Else one silent agent would tear all others apart."""
-        if self._peer_waits and self._incoming is None and not self._prepared:
-            self._peer_waits = False
+        if self._peer_waits and not self._extended and self._incoming is None and not self._prepared:
+            self._extended = True
             self._deadline += self._timeout_s
             return True
         return False

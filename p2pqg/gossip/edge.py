@@ -67,6 +67,8 @@ PATIENCE = 0.5
 arrive; a peer that says nothing at all for as long is not waited for again before it speaks."""
 SLOWEST_BYTES_S = 1 << 16
 """A link slower than that is not waited for."""
+UNLUCKY = 3
+"""Deadlines in a row that a peer may let pass which says that it is in the same round."""
 STALE, AHEAD = "stale", "the peer is ahead"
 """Reasons for which an end that is behind does without the edge."""
 MAX_SEQ = 1 << 63
@@ -169,7 +171,7 @@ class Edge:
         self._joining = False
         self._late = 0
         self._told = 0
-        self._peer_waits = False
+        self._peer_waits = self._extended = False
         self._begun_s = 0.0
         self._promise: Prepared | None = None
         self._doubt: tuple[int, Contribution] | None = None
@@ -267,7 +269,7 @@ class Edge:
         else:
             self._timeout_s = offer.timeout_s + 2 * len(offer.payload) / self.bandwidth_bytes_s
         self._offer, self._deadline = offer, now + self._timeout_s
-        self._peer_waits = False
+        self._peer_waits = self._extended = False
         self._latest = self._deadline + 2 * len(offer.payload) / SLOWEST_BYTES_S
         self._send(
             Begin(
@@ -343,20 +345,21 @@ class Edge:
     def _held_up(self) -> bool:
         """Whether the peer has not come because it waits for somebody else, which it will not do for longer
         than a deadline either: give it one more. Else one silent agent would tear all others apart."""
-        if self._peer_waits and self._incoming is None and not self._prepared:
-            self._peer_waits = False
+        if self._peer_waits and not self._extended and self._incoming is None and not self._prepared:
+            self._extended = True
             self._deadline += self._timeout_s
             return True
         return False
 
     def _count_lateness(self, offer: Offer) -> None:
         """A deadline passed. A peer whose payload or promise is here did its part; one that began may be
-        unlucky once."""
+        unlucky once, and one that says it is in this round too, as messages may be lost, a few times."""
         incoming = self._incoming
         begun = incoming is not None and incoming.position == offer.position
         if self._promise is None and not (begun and incoming.complete):  # type: ignore[union-attr]
             self._late += 1
-            self._waits = begun and self._late == 1
+            here = self.peer_round >= offer.position[0]
+            self._waits = (begun and self._late == 1) or (here and self._late <= UNLUCKY)
 
     # ---- the peer's side
 

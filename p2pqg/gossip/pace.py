@@ -26,6 +26,8 @@ from p2pqg.gossip.edge import AHEAD, STALE
 
 STALE_S = 5.0
 PASSED_ROUNDS = 3
+PASSED_BY_LITTLE_ROUNDS = 6
+"""The same for a neighbour that is hardly ahead: the two may find each other by themselves."""
 MOST_ROUNDS_BEHIND = 10
 """An agent that was away for more rounds starts again from another's model, not from its own checkpoint."""
 
@@ -94,8 +96,12 @@ class Pace:
         if self._stride > 1 and not peers.keys() <= missed.keys():  # in time, because it was early
             return max(following, min(min(peers.values()) + self._stride + 1, self.last))
         beyond = {peer: at for peer, at in peers.items() if at > following}
-        tired = {peer: at for peer, at in peers.items()
-                 if at >= round and self._passed.get(peer, 0) >= PASSED_ROUNDS}  # fmt: skip
+        tired = {
+            peer: at
+            for peer, at in peers.items()
+            if at >= round
+            and self._passed.get(peer, 0) >= (PASSED_ROUNDS if at > following else PASSED_BY_LITTLE_ROUNDS)
+        }
         ahead = beyond if beyond and len(beyond) == len(peers) else tired
         if not ahead:
             return following

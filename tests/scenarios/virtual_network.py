@@ -31,8 +31,9 @@ from p2pqg.wire.tensors import payload
 
 TIMEOUT_S = 2.0
 TICK_S = 0.1
-LONGEST_S = 2 * (1 + PATIENCE) * TIMEOUT_S + 2 * TICK_S
-"""An exchange: a participant promises at its last moment, and then waits for the verdict."""
+LONGEST_S = (2 * (1 + PATIENCE) + 1) * TIMEOUT_S + 2 * TICK_S
+"""An exchange: a peer is held up by another and gets one more deadline; a participant promises at its last
+moment, and then waits for the verdict."""
 
 Key = tuple[int, int, tuple[int, int]]
 """Coordinator, participant, position."""

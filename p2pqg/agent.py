@@ -25,6 +25,7 @@ from p2pqg.gossip.messages import Hello
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
+from p2pqg.privacy import Secret, protect_agent
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
 from p2pqg.training import Outgoing, Training
@@ -54,8 +55,8 @@ class Agent:
     """One agent of `network`, running `settings` on its own `task`.
 
     Without a `home` nothing is kept on disk. `stop_after` ends the run at a round boundary, with a
-    checkpoint. Errors: `ConfigError` before anything starts; `TransportError` if neighbours do not show up;
-    `TrainingDiverged`; `StorageError`.
+    checkpoint. `secret` makes private noise repeatable, in tests only. Errors: `ConfigError` before anything
+    starts; `TransportError` if neighbours do not show up; `TrainingDiverged`; `StorageError`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Agent:
         home: Home | None = None,
         stop_after: int | None = None,
         observe: Observe = no_events,
+        secret: Secret | None = None,
     ) -> None:
         if table.name not in network.names:
             raise ConfigError(
@@ -85,6 +87,11 @@ class Agent:
                 f"found {self.topology.name}",
                 key="algorithm.name",
             )
+        self.protection = protect_agent(
+            task, settings.mechanism(task), algorithm, agent=self.name, home=home, secret=secret
+        )
+        if self.protection:
+            task = self.protection.task
         wire = table.wire or settings.task.dtype
         self.agreed = settings.agreed(task.spec, self.topology) | {"wire": wire}
         self.training = Training(
@@ -148,6 +155,10 @@ class Agent:
         training = self.training
         await self.neighbourhood.wait_for_all(self.table.start_timeout_s)
         self.observe("started", {"round": training.round, "neighbours": list(self.gossip.live)})
+        if self.protection:
+            self.observe("private", self.protection.report())
+            for notice in self.protection.notices:
+                self.observe("privacy", {"notice": notice})
         with self._metrics() as metrics:
             evaluation = None
             while training.round < self.last_round and not self._stopping:
@@ -183,6 +194,8 @@ class Agent:
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
+        if self.protection and self.protection.just_spent():
+            self.observe("budget_spent", {"round": round, **self.protection.report()})
         evaluation = None
         if done == settings.rounds or (settings.eval_every and done % settings.eval_every == 0):
             evaluation = await self._compute(training.evaluate)
@@ -199,6 +212,7 @@ class Agent:
                 "round_s": time.perf_counter() - started,
                 "exchange_s": exchange_s,
                 **_evaluated(evaluation),
+                **(self.protection.measurements() if self.protection else {}),
             },
         )
         if self.table.checkpoint_every and done % self.table.checkpoint_every == 0:
@@ -246,6 +260,8 @@ class Agent:
         if found is None:
             return False
         tensors, meta = found
+        if self.protection:
+            self.protection.require(meta.get("privacy"), "the checkpoint")
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
         return True
@@ -258,6 +274,7 @@ class Agent:
             "agreed": self.agreed,
             "round": self.training.round,
             "participation": self.participation.as_json(),
+            **({"privacy": self.protection.witness()} if self.protection else {}),
         }
         self.home.save(self.training.tensors(), meta)
         self.observe("checkpoint", {"round": self.training.round})
@@ -286,6 +303,7 @@ class Agent:
             "participation": self.participation.as_json(),
             "bytes_sent": self.neighbourhood.traffic[0],
             "bytes_received": self.neighbourhood.traffic[1],
+            "privacy": self.protection.report() if self.protection else None,
         }
         path = self.home.save_model(training.task.spec.views(training.x) | dict(training.buffers), card)
         self.observe("finished", {"model": str(path)})

@@ -104,7 +104,7 @@ async def _run(agent: Agent) -> Outcome:
 
 def _observe(name: str) -> Any:
     log = structlog.get_logger(agent=name)
-    warnings = {"missed", "disconnected", "refused", "dropped", "stranger"}
+    warnings = {"missed", "disconnected", "refused", "dropped", "stranger", "privacy", "budget_spent"}
 
     def observe(event: str, details: Mapping[str, Any]) -> None:
         (log.warning if event in warnings else log.info)(event, **details)

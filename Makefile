@@ -28,6 +28,7 @@ bench: $(INSTALLED)  ## print every measured claim, each as a ratio to a baselin
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/gossip.py
 	$(BIN)/python benchmarks/agent.py
+	$(BIN)/python benchmarks/privacy.py
 
 proto: $(INSTALLED)  ## regenerate p2pqg/wire/*_pb2.py from protos/
 	$(BIN)/python protos/generate.py

@@ -33,6 +33,7 @@ from p2pqg.gossip.snapshot import Snapshot, snapshot
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
+from p2pqg.privacy import Secret, protect_agent
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
 from p2pqg.telemetry.journal import Link
@@ -68,8 +69,8 @@ class Agent:
     """One agent of `network`, running `settings` on its own `task`.
 
     Without a `home` nothing is kept on disk. `stop_after` ends the run at a round boundary, with a
-    checkpoint. Errors: `ConfigError` before anything starts; `TransportError` if neighbours do not show up;
-    `TrainingDiverged`; `StorageError`.
+    checkpoint. `secret` makes private noise repeatable, in tests only. Errors: `ConfigError` before anything
+    starts; `TransportError` if neighbours do not show up; `TrainingDiverged`; `StorageError`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Agent:
         stop_after: int | None = None,
         discovery: Discovery | None = None,
         observe: Observe = no_events,
+        secret: Secret | None = None,
     ) -> None:
         living = network.membership == "alive"
         if table.name not in network.names and not living:
@@ -102,6 +104,11 @@ class Agent:
                 f"network gives; found {network.topology}",
                 key="algorithm.name",
             )
+        self.protection = protect_agent(
+            task, settings.mechanism(task), algorithm, agent=self.name, home=home, secret=secret
+        )
+        if self.protection:
+            task = self.protection.task
         wire = table.wire or settings.task.dtype
         self.agreed = settings.agreed(task.spec, topology or build(network.topology, 1)) | {"wire": wire}
         if living:
@@ -211,6 +218,10 @@ class Agent:
         training = self.training
         await self._enter()
         self.observe("started", {"round": training.round, "neighbours": list(self.gossip.live)})
+        if self.protection:
+            self.observe("private", self.protection.report())
+            for notice in self.protection.notices:
+                self.observe("privacy", {"notice": notice})
         with self._metrics() as metrics:
             evaluation = None
             while training.round < self.last_round and not self._stopping:
@@ -311,6 +322,8 @@ class Agent:
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
+        if self.protection and self.protection.just_spent():
+            self.observe("budget_spent", {"round": round, **self.protection.report()})
         evaluation = None
         if score:
             evaluation = await self._compute(training.evaluate)
@@ -326,6 +339,7 @@ class Agent:
             "exchange_s": exchange_s,
             **({"disagreement": training.disagreement} if measure and traded else {}),
             **_evaluated(evaluation),
+            **(self.protection.measurements() if self.protection else {}),
         }
         metrics.write(done, measured)
         self.observe("round", {"round": done, **measured, "exchanged": traded})
@@ -408,6 +422,8 @@ class Agent:
         if found is None:
             return False
         tensors, meta = found
+        if self.protection:
+            self.protection.require(meta.get("privacy"), "the checkpoint")
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
         return True
@@ -423,6 +439,7 @@ class Agent:
             "agreed": self.agreed,
             "round": self.training.round,
             "participation": self.participation.as_json(),
+            **({"privacy": self.protection.witness()} if self.protection else {}),
         }
         self.home.save(self.training.tensors(), meta)
         self.observe("checkpoint", {"round": self.training.round})
@@ -451,6 +468,7 @@ class Agent:
             "participation": self.participation.as_json(),
             "bytes_sent": self.neighbourhood.traffic[0],
             "bytes_received": self.neighbourhood.traffic[1],
+            "privacy": self.protection.report() if self.protection else None,
         }
         path = self.home.save_model(training.model(), card)
         self.observe("finished", {"model": str(path)})

@@ -23,9 +23,11 @@ from p2pqg import algorithms, topology
 from p2pqg.algorithms import Algorithm
 from p2pqg.errors import ConfigError
 from p2pqg.flat import Spec
+from p2pqg.privacy.accounting import Accountant, Mechanism, noise_multiplier
+from p2pqg.privacy.task import private
 from p2pqg.schedules import Schedule
 from p2pqg.security.certificates import AGENT_NAME
-from p2pqg.tasks.base import TaskContext
+from p2pqg.tasks.base import Task, TaskContext
 from p2pqg.topology import Topology
 from p2pqg.topology.rules import check_rule
 
@@ -100,6 +102,53 @@ class FinishSettings(Settings):
     max_rounds: int = Field(default=200, ge=0)
 
 
+class PrivacySettings(Settings):
+    """``[privacy]``: differential privacy of each agent's records, see docs/privacy.md. With
+    `target_epsilon` alone, the noise is what `rounds` of training (all of them unless set) can afford; with
+    `noise_multiplier` alone, epsilon is only counted; with both, training stops when it is spent."""
+
+    dp: bool = False
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    noise_multiplier: float | None = Field(default=None, ge=0)
+    target_epsilon: float | None = Field(default=None, gt=0)
+    target_delta: float = Field(default=1e-5, gt=0, lt=1)
+    rounds: int | None = Field(default=None, ge=1)
+    accountant: Accountant = "prv"
+
+    @model_validator(mode="after")
+    def _decided(self) -> PrivacySettings:
+        if self.dp and self.noise_multiplier is None and self.target_epsilon is None:
+            raise ConfigError(
+                "expected a value, or a noise_multiplier; found none", key="privacy.target_epsilon"
+            )
+        if self.rounds is not None and (self.noise_multiplier is not None or self.target_epsilon is None):
+            raise ConfigError(
+                f"expected only with target_epsilon and without noise_multiplier, found {self.rounds}",
+                key="privacy.rounds",
+            )
+        return self
+
+    def mechanism(self, samples: int, batch_size: int, rounds: int, local_steps: int) -> Mechanism | None:
+        """What makes an agent's gradients private: mini-batches of `batch_size` of its `samples` on average,
+        `local_steps` of them in each of `rounds` rounds. None without `dp`."""
+        if not self.dp:
+            return None
+        rate, steps = min(1.0, batch_size / samples), (self.rounds or rounds) * local_steps
+        noise = self.noise_multiplier
+        if noise is None:
+            assert self.target_epsilon is not None
+            noise = noise_multiplier(self.target_epsilon, self.target_delta, rate, steps, self.accountant)
+        return Mechanism(
+            max_grad_norm=self.max_grad_norm,
+            noise_multiplier=noise,
+            sample_rate=rate,
+            delta=self.target_delta,
+            planned=steps,
+            budget=self.target_epsilon,
+            accountant=self.accountant,
+        )
+
+
 class RunSettings(Settings):
     """What a simulation and a network of agents have in common."""
 
@@ -111,6 +160,7 @@ class RunSettings(Settings):
     algorithm: AlgorithmSettings = AlgorithmSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     finish: FinishSettings = FinishSettings()
+    privacy: PrivacySettings | None = None
 
     @model_validator(mode="after")
     def _buildable(self) -> RunSettings:
@@ -133,8 +183,16 @@ class RunSettings(Settings):
             options=task.options,
         )
 
+    def mechanism(self, task: Task) -> Mechanism | None:
+        """What makes the gradients of an agent's task private; None without ``privacy.dp``. Raises
+        `ConfigError` for a task that cannot be made so."""
+        if self.privacy is None or not self.privacy.dp:
+            return None
+        own = private(task)
+        return self.privacy.mechanism(own.samples, own.batch_size, self.rounds, self.algorithm.local_steps)
+
     def agreed(self, spec: Spec, topology: Topology) -> dict[str, str]:
-        """Everything the agents of one network must have in common, by name (not batch size)."""
+        """Everything the agents of one network must have in common, by name (not batch size, not privacy)."""
         algorithm = self.algorithm.build()
         return {
             "rounds": str(self.rounds),

@@ -27,13 +27,14 @@ from p2pqg.control.server import Command, ControlServer
 from p2pqg.discovery.mdns import MdnsDiscovery
 from p2pqg.errors import ConfigError, P2PQGError, StorageError
 from p2pqg.home import Home
+from p2pqg.privacy import Protection
 from p2pqg.security import Identity, TlsFiles
 from p2pqg.service import keep_notified, notify
 from p2pqg.tasks import load_task_factory
 from p2pqg.tasks.base import Task
 from p2pqg.telemetry import JsonLines, log
 from p2pqg.telemetry.audit import Audit
-from p2pqg.telemetry.journal import Journal, View
+from p2pqg.telemetry.journal import Journal, Privacy, View
 from p2pqg.telemetry.status import Status
 from p2pqg.transport.grpc import GrpcTransport
 
@@ -210,7 +211,7 @@ class Daemon:
             latest=self.journal.latest,
             bytes_sent=sent,
             bytes_received=received,
-            privacy=None,
+            privacy=_privacy(agent.protection),
             events=self.journal.events,
         )
 
@@ -298,6 +299,14 @@ def read_identity(
             where=str(settings.tls.certificate),
         )
     return identity
+
+
+def _privacy(protection: Protection | None) -> Privacy | None:
+    """What it has cost, as quickly as can be told: the page asks every second."""
+    if protection is None or "epsilon" not in (measured := protection.measurements()):
+        return None
+    mechanism = protection.task.mechanism
+    return Privacy(measured["epsilon"], mechanism.delta, mechanism.budget)
 
 
 def build_task(settings: AgentSettings, network: NetworkFile, file: Path) -> Task:

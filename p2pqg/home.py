@@ -54,15 +54,20 @@ class Home:
             torn.unlink(missing_ok=True)
         return lock
 
-    def next_incarnation(self) -> int:
-        """A number that is larger at every start, so that peers tell a restarted agent from the old one."""
+    @property
+    def incarnation(self) -> int:
+        """The last number that `next_incarnation` gave out; 0 before the first."""
         path = self.folder / "incarnation"
         try:
-            last = int(path.read_text()) if path.exists() else 0
+            return int(path.read_text()) if path.exists() else 0
         except (OSError, ValueError):
             raise StorageError(f"{path}: expected a whole number") from None
-        write_atomically(path, f"{last + 1}\n".encode())
-        return last + 1
+
+    def next_incarnation(self) -> int:
+        """A number that is larger at every start, so that peers tell a restarted agent from the old one."""
+        following = self.incarnation + 1
+        write_atomically(self.folder / "incarnation", f"{following}\n".encode())
+        return following
 
     def save(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the checkpoint; the one it replaces is kept as the one before."""

@@ -190,14 +190,14 @@ def _task(settings: AgentSettings, network: NetworkFile, file: Path) -> Iterator
     torch.set_num_threads(settings.agent.threads)
     x = task.init(settings.seed)
     started = time.perf_counter()
-    loss = float(task.gradient(x, task.buffers(), 0).loss)
+    loss = task.gradient(x, task.buffers(), 0).loss
     step_s = time.perf_counter() - started
-    if loss != loss or abs(loss) == float("inf"):
+    if loss is None or not loss.isfinite():
         yield Finding("model", "fail", f"the first loss is {loss}", "look at the data and the model")
     else:
         size = task.spec.d * x.element_size()
         text = f"{task.spec.d} parameters, {size / 1e6:.3g} MB; the first step took {step_s:.3g} s"
-        yield Finding("model", "ok", f"{text}, loss {loss:.4g}")
+        yield Finding("model", "ok", f"{text}, loss {float(loss):.4g}")
     yield _disk(settings.agent.home, task.spec.d * x.element_size())
     yield from _checkpoint(settings, network, task)
 

@@ -21,17 +21,18 @@ REASONS = {
 }
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace the content of `path` as one step that survives a power cut.
 
     The data go to a temporary file in the same folder, are flushed to the disk and renamed over `path`; a
-    failed attempt leaves `path` as it was and nothing beside it. Raises `StorageError` that says why: disk
+    failed attempt leaves `path` as it was and nothing beside it. `mode` are the permissions, less those that
+    the process's umask takes. Raises `StorageError` that says why: disk
     full, read-only, no permission, no such folder.
     """
     try:
         temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

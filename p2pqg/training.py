@@ -73,7 +73,7 @@ class Training:
 
     @property
     def loss(self) -> float:
-        """Mean loss over the mini-batches of the last round; NaN before the first."""
+        """Mean loss over the mini-batches of the last round; NaN before the first and where private."""
         return sum(self._losses) / len(self._losses) if self._losses else math.nan
 
     def begin(self, *, gossip_only: bool = False, measure: bool = False) -> Outgoing | None:
@@ -173,10 +173,11 @@ class Training:
             return self._scaled(with_full_gradient(self.task).full_gradient(effect.x, self.buffers, step))
         local = self.task.gradient(effect.x, self.buffers, step)
         self.buffers = local.buffers
-        loss = float(local.loss)
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"{self.agent}: the loss of round {self.round} is {loss}")
-        self._losses.append(loss)
+        if local.loss is not None:
+            loss = float(local.loss)
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"{self.agent}: the loss of round {self.round} is {loss}")
+            self._losses.append(loss)
         return self._scaled(local.g)
 
     def _scaled(self, g: Tensor) -> Tensor:

@@ -193,6 +193,8 @@ def _result(summary: Mapping[str, Any]) -> Table:
         f"{len(summary['agents'])} agents, {summary['parameters']} parameters, {summary['rounds']} rounds "
         f"and {summary['gossip_rounds']} of gossip only; {summary['wall_s']:.1f} s"
     )
+    if summary.get("epsilon") is not None:
+        table.caption += f"; private with epsilon {summary['epsilon']:.3g} at delta {summary['delta']:g}"
     return table
 
 

@@ -42,7 +42,7 @@ class Iterate:
     average counts as an exchange, which is what it takes on a complete graph and on a star; a centralised
     method has no network and sends nothing. Of the last round: `losses: [n]`, mean over its mini-batches, and
     `lr` of its last step; None before the first round and in gossip-only rounds, which have `agreement`
-    instead. `scores` are there when they were asked for.
+    instead; private tasks tell no losses. `scores` are there when they were asked for.
     """
 
     round: int
@@ -149,8 +149,9 @@ class Simulation:
                     return (g if self.scale is None else g * self.scale,)
                 case Gradient(x, step):
                     g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)
-                    must_be_finite("loss", loss[:, None])
-                    losses.append(loss)
+                    if loss is not None:
+                        must_be_finite("loss", loss[:, None])
+                        losses.append(loss)
                     return (g if self.scale is None else g * self.scale,)
                 case Mix(vectors):
                     must_be_finite("model", *vectors)
@@ -170,7 +171,7 @@ class Simulation:
             state=state,
             buffers=tuple(buffers),
             sent=iterate.sent + exchanged * self._out_bytes[round % self.topology.period],
-            losses=self.world.gather(torch.stack(losses).mean(0)),
+            losses=self.world.gather(torch.stack(losses).mean(0)) if losses else None,
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from p2pqg.tasks.base import Buffers, Evaluation, Task
 from p2pqg.tasks.supervised import SupervisedTask
 
+from .private import without_privacy
 from .world import World
 
 
@@ -94,13 +95,13 @@ def judges(tasks: Sequence[Task], world: World) -> list[int]:
     different held-out set. Tasks other than `SupervisedTask` each have their own."""
     firsts: dict[object, int] = {}
     holders = []
-    for i, task in enumerate(tasks):
+    for i, task in enumerate(map(without_privacy, tasks)):
         data = (task.test[0].data_ptr(), len(task.test[0])) if isinstance(task, SupervisedTask) else id(task)
         holders.append(firsts.setdefault(data, i))
     if world.group.size == 1:
         return list(firsts.values())
     # Addresses mean nothing to another process: there a set is known by its content.
-    keys = {i: _fingerprint(tasks[i], world.agents[i]) for i in firsts.values()}
+    keys = {i: _fingerprint(without_privacy(tasks[i]), world.agents[i]) for i in firsts.values()}
     everywhere = world.gather(torch.tensor([keys[i] for i in holders])).tolist()
     return [i for i in keys if everywhere.index(keys[i]) == world.agents[i]]
 

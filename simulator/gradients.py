@@ -22,12 +22,14 @@ from torch.func import functional_call, vmap
 
 from p2pqg import seeds
 from p2pqg.errors import ConfigError
+from p2pqg.privacy import PrivateTask
 from p2pqg.tasks.base import Buffers, Task
 from p2pqg.tasks.supervised import Program, SupervisedTask
 
 from .compiled import CompiledProgram
 from .convolution import ConvolutionsAsProducts
 from .memory import cost_of
+from .private import private_gradients
 
 Engine = Literal["auto", "loop", "vmap", "compile"]
 Convolutions = Literal["grouped", "products"]
@@ -61,9 +63,9 @@ class Gradients(Protocol):
     chunk: int
     """Agents whose activations are held at once."""
 
-    def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor]:
-        """Gradients `[n, d]` at `x: [n, d]` and losses `[n]`; replaces the entries of `buffers` by those
-        after the forward pass."""
+    def __call__(self, x: Tensor, buffers: list[Buffers], step: int) -> tuple[Tensor, Tensor | None]:
+        """Gradients `[n, d]` at `x: [n, d]` and losses `[n]` (None where they are private); replaces the
+        entries of `buffers` by those after the forward pass."""
 
 
 class Loop:
@@ -81,6 +83,7 @@ class Loop:
         losses = torch.empty(len(x), dtype=x.dtype, device=x.device)
         for i, task in enumerate(self.tasks):
             local = task.gradient(x[i], buffers[i], step)
+            assert local.loss is not None
             g[i], losses[i], buffers[i] = local.g, local.loss, local.buffers
         return g, losses
 
@@ -163,6 +166,7 @@ class Vmap:
             if len(agents) < FEWEST:
                 for i in agents:
                     local = self.tasks[i].gradient(x[i], {}, step)
+                    assert local.loss is not None
                     g[i], losses[i] = local.g, local.loss
             else:
                 samples = torch.stack([indices[i] for i in agents]) + self._firsts[agents, None]
@@ -228,8 +232,10 @@ def gradients(tasks: Sequence[Task], engine: Engine = "auto", calls: int | None 
     will take, `calls`, are known and cost enough operations, else `Loop`.
 
     Raises `ConfigError` if "vmap" or "compile" is asked for and cannot be had. Where "auto" would compile and
-    cannot, it warns and loops.
+    cannot, it warns and loops. Private tasks have engines of their own.
     """
+    if private := [task for task in tasks if isinstance(task, PrivateTask)]:
+        return private_gradients(private, engine, _worth_batching([task.task for task in private]))
     match engine:
         case "loop":
             return Loop(tasks)

@@ -63,6 +63,15 @@ _SETTINGS = (
         help="Relative difference of neighbours at which gossip-only rounds end.  [0.001]",
     ),
     click.option("--finish-rounds", type=int, help="Most gossip-only rounds at the end.  [200]"),
+    click.option("--dp/--no-dp", default=None, help="Differential privacy of every agent's records.  [no]"),
+    click.option("--max-grad-norm", type=float, help="Norm that gradients of a sample are clipped to.  [1]"),
+    click.option(
+        "--noise-multiplier", type=float, help="Noise over that norm.  [what the budget can afford]"
+    ),
+    click.option("--target-epsilon", type=float, help="Epsilon at which an agent stops training.  [none]"),
+    click.option("--target-delta", type=float, help="Delta that goes with epsilon.  [1e-05]"),
+    click.option("--privacy-rounds", type=int, help="Rounds that the budget lasts.  [--rounds]"),
+    click.option("--accountant", help="prv, or rdp: faster and looser.  [prv]"),
     click.option("--seed", type=int, help="Seed of everything random.  [0]"),
     click.option(
         "--config",

@@ -10,6 +10,8 @@ from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Task
 from p2pqg.tasks.supervised import Batch, SupervisedTask
 
+from .private import without_privacy
+
 
 def device_named(name: torch.device | str) -> torch.device:
     """The device. Raises `ConfigError` if this machine has none of that name."""
@@ -27,7 +29,7 @@ def place(tasks: Sequence[Task], device: torch.device) -> None:
     Raises `ConfigError` for tasks that do not say where their data is.
     """
     held_out: dict[tuple[int, int], Batch] = {}
-    for task in tasks:
+    for task in map(without_privacy, tasks):
         if isinstance(task, SupervisedTask):
             key = task.test[0].data_ptr(), len(task.test[0])
             task.to(device, held_out.get(key))

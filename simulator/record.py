@@ -14,11 +14,14 @@ import torch
 import p2pqg
 from p2pqg.config import SimulationSettings
 from p2pqg.errors import ConfigError
+from p2pqg.privacy import Secret
+from p2pqg.privacy.agent import keep_secret, load_secret
 from p2pqg.telemetry import MetricsWriter, read_metrics
 
 from .engine import Iterate, Simulation
 from .folder import RunFolder, best
 from .gradients import Engine
+from .private import privacy_spent
 from .simulate import build, effective
 from .world import Group, World
 
@@ -36,12 +39,14 @@ def record(
     stop_after: int | None = None,
     observe: Callable[[Iterate], None] = lambda iterate: None,
     group: Group | None = None,
+    secret: Secret | None = None,
 ) -> dict[str, Any] | None:
     """Simulate into the folder `out` (see `RunFolder`) and return the summary.
 
     A checkpoint is written every minute, after `stop_after` rounds, at the end of training and on Ctrl-C.
     A run that was stopped and resumed leaves the files, bit for bit, of one that never stopped (but for
-    the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate.
+    the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate. Private
+    noise comes from `secret`, else from one that is made and kept in `out`.
 
     In a `group` of several processes all call this alike; only the first one reads and writes the folder. A
     checkpoint does not depend on how many they are, so a run can go on over another number of them.
@@ -68,9 +73,12 @@ def record(
             engine, spent = meta["engine"], spent | meta["spent"]
         elif group.first and folder.used:
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
-    engine, spent = group.said_by(0, [engine, spent])
+        if secret is None:
+            secret = (load_secret(out) if group.first else None) or Secret.fresh()
+    engine, spent, noise = group.said_by(0, [engine, spent, secret.key.hex()])
+    secret = Secret(bytes.fromhex(noise))
     with _torch_threads(threads or 1):  # compiled code is for a number of threads
-        simulation = build(settings, engine=engine, world=world, device=device)
+        simulation = build(settings, engine=engine, world=world, device=device, secret=secret)
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
 
     def costs() -> dict[str, Any]:
@@ -100,14 +108,21 @@ def record(
         with group.together():
             if group.first:
                 folder.create()
+                if settings.privacy is not None and settings.privacy.dp:
+                    keep_secret(out, secret)
                 metrics = files.enter_context(
                     MetricsWriter(folder.metrics, resume_after=last.round if resume else None)
                 )
 
+        def privacy(iterate: Iterate) -> dict[str, float]:
+            steps = iterate.round * simulation.algorithm.local_steps
+            return privacy_spent(simulation.tasks, steps, world)
+
         def watch(iterate: Iterate) -> None:
+            cost = {} if iterate.agreement else privacy(iterate)
             with group.together():
                 if metrics is not None:
-                    metrics.write(iterate.round, _measurements(iterate))
+                    metrics.write(iterate.round, _measurements(iterate) | cost)
                 observe(iterate)
 
         try:
@@ -131,7 +146,7 @@ def record(
         for last in simulation.agree(trained, settings.finish.tolerance, settings.finish.max_rounds):
             watch(last)
         last = last if last.scores else simulation.scored(last)
-        last, total = simulation.collected(last), costs()
+        last, total = simulation.collected(last), costs() | privacy(trained)
         summary: dict[str, Any] = {}
         with group.together():
             if group.first:

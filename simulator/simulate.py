@@ -10,12 +10,14 @@ import torch
 
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
+from p2pqg.privacy import Secret
 from p2pqg.tasks.base import Task
 from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation
 from .gradients import Engine
 from .memory import require
+from .private import protected
 from .world import World
 
 OPTIONS = {
@@ -46,6 +48,13 @@ OPTIONS = {
     "cosine_steps": "schedule.cosine_steps",
     "finish_tolerance": "finish.tolerance",
     "finish_rounds": "finish.max_rounds",
+    "dp": "privacy.dp",
+    "max_grad_norm": "privacy.max_grad_norm",
+    "noise_multiplier": "privacy.noise_multiplier",
+    "target_epsilon": "privacy.target_epsilon",
+    "target_delta": "privacy.target_delta",
+    "privacy_rounds": "privacy.rounds",
+    "accountant": "privacy.accountant",
 }
 """Flat names of settings, as keyword arguments and (with dashes) as command-line options, and the dotted
 keys they stand for."""
@@ -82,15 +91,18 @@ def build(
     base: Path = Path(),
     world: World | None = None,
     device: torch.device | str = "cpu",
+    secret: Secret | None = None,
 ) -> Simulation:
     """The simulation that settings describe, or in a `world` of several processes this one's share of it.
     `make_task` takes the place of the task they name, whose file is looked up from `base`.
+    Private noise comes from `secret`, else from a fresh one.
 
     Raises `ConfigError` for settings that make no sense, and if there is too little memory to train.
     """
     world = World(settings.agents) if world is None else world
     with world.group.together():
         tasks = make_tasks(settings, make_task, base, world.agents)
+        tasks = protected(tasks, settings, [settings.names[i] for i in world.agents], secret)
     simulation = Simulation(
         tasks,
         settings.graph,
@@ -134,12 +146,13 @@ def simulate(
     *,
     task: str | TaskFactory | None = None,
     engine: Engine = "auto",
+    secret: Secret | None = None,
     **options: Any,
 ) -> Iterator[Iterate]:
     """Train and yield the iterate after every round, then those of the gossip-only rounds at the end.
 
     Options are those of ``p2pqg simulate`` with underscores (`OPTIONS`), laid over `settings`; `task` is a
-    task's name or a factory. Nothing is written.
+    task's name or a factory; private noise comes from `secret`, else from a fresh one. Nothing is written.
 
         for iterate in simulate(agents=16, topology="ring", alpha=0.1, lr=0.1, rounds=100, eval_every=20):
             if iterate.scores:
@@ -149,7 +162,7 @@ def simulate(
     """
     named = {"task": task} if isinstance(task, str) else {}
     settings = settings_from({**options, **named}, settings)
-    simulation = build(settings, engine=engine, make_task=task if callable(task) else None)
+    simulation = build(settings, engine=engine, make_task=task if callable(task) else None, secret=secret)
     return _iterates(simulation, settings, simulation.start(settings.seed))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -201,11 +202,17 @@ class Swarm:
         final = evaluate(tasks, x, buffers).numbers()
         cards = [json.loads((member.home / "model.json").read_text()) for member in self.members]
         sent = [card["bytes_sent"] for card in cards]
+        privacy = [
+            (math.inf if own["epsilon"] is None else own["epsilon"], own["delta"])
+            for own in (card["privacy"] for card in cards)
+            if own
+        ]
         summary = {
             "kind": "swarm",
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.settings.seed,
             "agents": [member.name for member in self.members],
+            **(dict(zip(("epsilon", "delta"), max(privacy), strict=True)) if privacy else {}),
             "parameters": spec.d,
             "rounds": rounds,
             "gossip_rounds": cards[0]["gossip_only_rounds"],
@@ -269,7 +276,7 @@ class Swarm:
             merged = {
                 "round": lines[0]["round"],
                 "lr": lines[0]["lr"],
-                "train_loss": sum(losses) / len(losses),
+                "train_loss": None if None in losses else sum(losses) / len(losses),
                 "round_s": max(line["round_s"] for line in lines),
                 "exchange_s": max(line["exchange_s"] for line in lines),
             }

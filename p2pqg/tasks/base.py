@@ -25,11 +25,11 @@ Buffers = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalGradient:
-    """A mini-batch gradient `g: [d]`, the mean loss over the mini-batch (a 0-d tensor) and the buffers
-    after the forward pass."""
+    """A mini-batch gradient `g: [d]`, the mean loss over the mini-batch (a 0-d tensor; None where a private
+    task keeps it) and the buffers after the forward pass."""
 
     g: Tensor
-    loss: Tensor
+    loss: Tensor | None
     buffers: Buffers
 
 

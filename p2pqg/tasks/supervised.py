@@ -139,11 +139,14 @@ class SupervisedTask:
 
     def batch(self, step: int) -> Batch:
         """The mini-batch of one step, as the module gets it."""
-        indices = self.batch_indices(step)
+        return self.samples_at(
+            self.batch_indices(step), None if self.transform is None else self.choices(step)
+        )
+
+    def samples_at(self, indices: Tensor, choices: Tensor | None) -> Batch:
+        """Samples of the own share, as the module gets them; without choices, not augmented."""
         inputs, targets = self.train[0][indices], self.train[1][indices]
-        if self.transform is not None:
-            inputs = self.transform(inputs, self.choices(step))
-        return inputs, targets
+        return inputs if self.transform is None else self.transform(inputs, choices), targets
 
     def choices(self, step: int) -> Tensor:
         """The transform's random choices for the mini-batch of one step, `[b, ...]`."""

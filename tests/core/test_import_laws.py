@@ -42,6 +42,7 @@ LAWS = [
     Law("core imports core", inside(*CORE), ("p2pqg",), inside(*CORE)),
     Law("tasks import what they are made of", inside("tasks"), ("p2pqg",),
         inside("errors", "flat", "seeds", "storage", "tasks")),
+    Law("privacy is wired by the shell", inside("privacy"), inside(*SHELL)),
     Law("adapters decide nothing", inside(*ADAPTERS), inside(*SHELL)),
     Law("nothing is unpickled", tuple(PACKAGES), ("pickle", "cPickle", "dill", "cloudpickle", "shelve")),
 ]  # fmt: skip

@@ -16,7 +16,8 @@ from p2pqg.telemetry.jsonl import JsonLines
 Form = Literal["auto", "console", "json"]
 
 WARNINGS = {
-    "missed", "disconnected", "refused", "dropped", "stranger", "problem", "fallback", "privacy", "budget_spent",
+    "missed", "disconnected", "refused", "dropped", "stranger", "problem", "fallback", "privacy",
+    "budget_spent",
 }  # fmt: skip
 ERRORS = {"failed"}
 PROGRESS_S = 10.0

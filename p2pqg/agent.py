@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -306,7 +306,7 @@ class Agent:
         )
         measure = bool(score) or round % max(1, settings.rounds // DISTANCES) == 0
         self.pace.begins(self.gossip.rounds)
-        outgoing = await self._compute(lambda: training.begin(measure=measure))
+        outgoing = await self._compute(partial(training.begin, measure=measure))
         self.pace.offers(self.gossip.rounds)
         while outgoing is not None:
             exchange_started = time.perf_counter()

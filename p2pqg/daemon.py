@@ -24,7 +24,7 @@ from p2pqg.agent import Agent, Outcome
 from p2pqg.allocator import pin
 from p2pqg.config import AgentSettings, NetworkFile
 from p2pqg.control.server import Command, ControlServer
-from p2pqg.discovery.mdns import MdnsDiscovery
+from p2pqg.discovery import Discovery
 from p2pqg.errors import ConfigError, P2PQGError, StorageError
 from p2pqg.home import Home
 from p2pqg.privacy import Protection
@@ -86,7 +86,7 @@ class Daemon:
                 self.transport,
                 home=self.home,
                 stop_after=stop_after,
-                discovery=MdnsDiscovery(settings.network.interfaces) if settings.network.mdns else None,
+                discovery=_discovery(settings),
                 observe=self.observe,
             )
             if resumed := self.agent.training.round:
@@ -299,6 +299,14 @@ def read_identity(
             where=str(settings.tls.certificate),
         )
     return identity
+
+
+def _discovery(settings: AgentSettings) -> Discovery | None:
+    if not settings.network.mdns:
+        return None
+    from p2pqg.discovery.mdns import MdnsDiscovery  # whoever does without it does not load its library
+
+    return MdnsDiscovery(settings.network.interfaces)
 
 
 def _privacy(protection: Protection | None) -> Privacy | None:

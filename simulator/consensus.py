@@ -63,4 +63,3 @@ def rates(topology: Topology, beta: float, mu: float) -> tuple[float, float]:
     ]
     radii = [float(torch.linalg.eigvals(step).abs().max()) for step in steps]
     return max(map(abs, eigenvalues)), max(radii)
-

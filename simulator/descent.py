@@ -63,4 +63,3 @@ def descend(
         rate = lr(round) if callable(lr) else lr
         x, state = drive(algorithm.round(x, state, (rate,)), answer)
         yield Step(x, state, sent)
-

@@ -2,8 +2,8 @@
 
 Both start at (0, 0); in every round agent i has a gradient of length 1 away from its own minimum, (0, 5) or
 (4, 0), and the models are averaged. The paper prints neither the length of a step nor the number of rounds;
-ours are 0.3 and 60. What both agents minimise together, the mean of |x - a_i|, is least on the whole segment
-between the two points.
+ours are 0.3 and 60. What both agents minimise together, the mean of |x - a_i|, is least on the whole
+segment between the two points.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ from p2pqg import algorithms, topology
 
 from ..descent import descend
 from .base import Computation, Plan, Report
-from .presentation import LOCAL, QUASI_GLOBAL, canvas, table
+from .presentation import canvas, table
 from .records import Case, Record, Result
 
 MINIMA = torch.tensor([[0.0, 5.0], [4.0, 0.0]], dtype=torch.float64)
 LR = 0.3
 ROUNDS = 60
 FACTORS = (0.5, 0.7, 0.9, 0.95, 0.99)
+HEADER = (
+    "momentum",
+    "beta = mu",
+    "largest distance of local models",
+    "rounds until at the segment",
+    "crossings of its line",
+    "largest distance after arrival",
+)
 METHODS = {"dsgd": "no momentum", "dsgdm": "local momentum", "qg-dsgdm": "quasi-global momentum"}
 
 
 def cases(plan: Plan) -> Sequence[Case]:
     """mu = beta throughout."""
     compared: list[Case] = [{"method": "dsgd", "beta": None}]
-    return compared + [{"method": method, "beta": beta} for method in ("dsgdm", "qg-dsgdm") for beta in FACTORS]
+    return compared + [
+        {"method": method, "beta": beta} for method in ("dsgdm", "qg-dsgdm") for beta in FACTORS
+    ]
 
 
 def compute(plan: Plan, case: Case) -> Result:
@@ -48,14 +58,16 @@ def compute(plan: Plan, case: Case) -> Result:
 def pull(x: Tensor, round: int) -> Tensor:
     """Unit vectors from the agents' minima to `x: [2, 2]`; 0 at a minimum."""
     away = x - MINIMA
-    return away / away.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit: Tensor = away / away.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return unit
 
 
 def signed_distance(x: Tensor) -> Tensor:
     """Of `x: [..., 2]` to the line through both minima; negative on the side of the start."""
-    (a, b), along = MINIMA, MINIMA[1] - MINIMA[0]
+    a, along = MINIMA[0], MINIMA[1] - MINIMA[0]
     normal = torch.stack([-along[1], along[0]]) / along.norm()
-    return (x - a) @ normal
+    distance: Tensor = (x - a) @ normal
+    return distance
 
 
 def measures(local: Tensor, mean: Tensor) -> dict[str, Any]:
@@ -94,21 +106,21 @@ def present(records: Sequence[Record]) -> Report:
 ![Paths of two agents with no, local and quasi-global momentum](figure2.png)
 
 **Figure 2.** Two agents start at (0, 0) and pull towards (0, 5) and (4, 0) (stars) with steps of constant
-length; blue and green are their models after a local step, black their average, and markers grow with the rounds.
-Local momentum tears the two models up to {local["spread"]:.1f} apart, where plain steps take them
-{plain["spread"]:.1f}, and quasi-global momentum {quasi["spread"]:.1f}, since its buffer holds only what both
-agents did together. The average crosses the line between the minima {local["crossings"]} times with local
-and {quasi["crossings"]} times with quasi-global momentum. **We agree with the paper on the picture**, and add that
-the black path is no effect of different data: with exact averages it is that of one worker with heavy-ball
-momentum on the mean gradient, whoever's gradients they are (tests/paper/test_figures.py).
+length; blue and green are their models after a local step, black their average, and markers grow with the
+rounds. Local momentum tears the two models up to {local["spread"]:.1f} apart, where plain steps take them
+{plain["spread"]:.1f}, and quasi-global momentum {quasi["spread"]:.1f}, since its buffer holds only what
+both agents did together. The average crosses the line between the minima {local["crossings"]} times with
+local and {quasi["crossings"]} times with quasi-global momentum. **We agree with the paper on the picture**,
+and add that the black path is no effect of different data: with exact averages it is that of one worker
+with heavy-ball momentum on the mean gradient (tests/paper/test_figures.py).
 
 ![The same for five momentum factors](figure11.png)
 
-**Figure 11.** The same with other factors, mu = beta (columns share their axes). The larger beta, the further local
-momentum tears the models apart; with quasi-global momentum they never are further apart than without momentum, but
-a large factor makes it arrive later. **We agree.**
+**Figure 11.** The same with other factors, mu = beta (columns share their axes). The larger beta, the
+further local momentum tears the models apart; with quasi-global momentum they never are further apart than
+without momentum, but a large factor makes it arrive later. **We agree.**
 
-{table(("momentum", "beta = mu", "largest distance of local models", "rounds until at the segment", "crossings of its line", "largest distance after arrival"), rows)}"""
+{table(HEADER, rows)}"""
     return Report(markdown, {"figure2.png": figure2, "figure11.png": figure11})
 
 
@@ -118,13 +130,34 @@ def draw(ax: Axes, result: Result, title: str) -> None:
     ax.plot(*MINIMA.T, color="0.8", zorder=1)
     ax.plot([0, *mean[:, 0]], [0, *mean[:, 1]], color="black", linewidth=0.6, zorder=2)
     for agent, color in enumerate(("tab:blue", "tab:green")):
-        ax.scatter(*local[:, agent].T, s=size, color=color, alpha=0.6, linewidths=0, zorder=3, label=f"agent {agent + 1}, after its step")
-    ax.scatter(*mean.T, s=size, color="black", linewidths=0, zorder=4, label="average")
-    ax.scatter(*MINIMA.T, marker="*", s=90, color=["tab:blue", "tab:green"], edgecolors="white", zorder=5)
+        ax.scatter(
+            local[:, agent, 0],
+            local[:, agent, 1],
+            s=size,
+            color=color,
+            alpha=0.6,
+            linewidths=0,
+            zorder=3,
+            label=f"agent {agent + 1}, after its step",
+        )
+    ax.scatter(mean[:, 0], mean[:, 1], s=size, color="black", linewidths=0, zorder=4, label="average")
+    ax.scatter(
+        MINIMA[:, 0],
+        MINIMA[:, 1],
+        marker="*",
+        s=90,
+        color=["tab:blue", "tab:green"],
+        edgecolors="white",
+        zorder=5,
+    )
     ax.set_title(title)
     ax.set_aspect("equal")
 
 
 experiment = Computation(
-    "Figures 2 and 11: two agents pulled apart, with local and with quasi-global momentum", cases, compute, present
+    "Figures 2 and 11: two agents pulled apart, with local and with quasi-global momentum",
+    "figure2",
+    cases,
+    compute,
+    present,
 )

@@ -1,9 +1,9 @@
 """Figures 3 and 10: does quasi-global momentum agree faster than gossip, when nobody trains?
 
-Equation 4 against X' = W X, buffers zero at the start, beta = mu = 0.9, from one standard normal start of 100
-coordinates in float64. The paper's Figure 3 is "a fixed ring" of unnamed size, and sizes and graphs of its
-Figure 10 cannot be read; ours are the paper's rings of 16, 32 and 48 for the first, and for the second the other graphs
-of its tables, with a torus between them.
+Equation 4 against X' = W X, buffers zero at the start, beta = mu = 0.9, from one standard normal start of
+100 coordinates in float64. The paper's Figure 3 is "a fixed ring" of unnamed size, and sizes and graphs of
+its Figure 10 cannot be read; ours are the paper's rings of 16, 32 and 48 for the first, and for the second
+the other graphs of its tables, with a torus between them.
 """
 
 from __future__ import annotations
@@ -58,35 +58,44 @@ def compute(plan: Plan, case: Case) -> Result:
 def present(records: Sequence[Record]) -> Report:
     found = {(record.case["topology"], record.case["n"]): record.result for record in records}
     header = ("topology", *(f"{level:.0e}" for level in LEVELS), "rate in the end")
+    rows = {
+        what: table(header, [(f"{name} {n}", *_row(result, what)) for (name, n), result in found.items()])
+        for what in WHEN
+    }
     k = LEVELS.index(CRITICAL)
-    at = {(ring, what): " / ".join(str(found[ring][m][what][k]) for m in METHODS) for ring in RINGS for what in WHEN}
+    at = {
+        (ring, what): " / ".join(str(found[ring][m][what][k]) for m in METHODS)
+        for ring in RINGS
+        for what in WHEN
+    }
     first, stays = (", ".join(f"{at[ring, what]} for n = {ring[1]}" for ring in RINGS) for what in WHEN)
     markdown = f"""\
 ![Consensus distance against rounds on three rings](figure3.png)
 
-**Figure 3.** Nobody trains; agents with random models only gossip, plainly or by equation 4 (beta = mu = 0.9). On rings
-the latter is the first to touch the distance of 1e-2 that the paper names (dotted), and the earlier the larger the
-ring; rounds of gossip / momentum: {first}. **We agree, but** it swings back above: it is below 1e-2 *for good* after
-{stays}, which is earlier only on the largest ring.
+**Figure 3.** Nobody trains; agents with random models only gossip, plainly or by equation 4 (beta = mu =
+0.9). On rings the latter is the first to touch the distance of 1e-2 that the paper names (dotted), and the
+earlier the larger the ring; rounds of gossip / momentum: {first}. **We agree, but** it swings back above:
+it is below 1e-2 *for good* after {stays}, which is earlier only on the largest ring.
 
 ![The same on four other graphs](figure10.png)
 
-**Figure 10.** On graphs that mix well momentum is no later only at a rough distance, and its own memory is what it waits
-for afterwards. **We do not agree** that it is faster "on different communication topologies": it is where they mix
-badly.
+**Figure 10.** On graphs that mix well momentum is no later only at a rough distance, and its own memory is
+what it waits for afterwards. **We do not agree** that it is faster "on different communication topologies":
+it is where they mix badly.
 
 Rounds until the consensus distance has fallen to a fraction of its start, gossip / momentum:
 
-{table(header, [(f"{name} {n}", *_row(r, "rounds_to")) for (name, n), r in found.items()])}
+{rows["rounds_to"]}
 Rounds until it is below for good:
 
-{table(header, [(f"{name} {n}", *_row(r, "stays")) for (name, n), r in found.items()])}
+{rows["stays"]}
 **Why.** In the direction of an eigenvalue w of W, gossip shrinks the disagreement by w in a round; the two
-eigenvalues of equation 4 have the product w (mu + (1 - mu) beta). Where they are complex, as on these rings, momentum
-shrinks it by sqrt(w (mu + (1 - mu) beta)) in the long run, which is less than w only if w exceeds mu + (1 - mu) beta
-= 0.99. The second eigenvalue of the ring is 0.949 for 16 agents, 0.987 for 32 and 0.994 for 48: only from there on
-does momentum win at every precision. Before that it wins the beginning and loses the end, and on graphs that mix in
-a few rounds the beginning is over before momentum has built up."""
+eigenvalues of equation 4 have the product w (mu + (1 - mu) beta). Where they are complex, as on these
+rings, momentum shrinks it by sqrt(w (mu + (1 - mu) beta)) in the long run, which is less than w only if w
+exceeds mu + (1 - mu) beta = 0.99. The second eigenvalue of the ring is 0.949 for 16 agents, 0.987 for 32
+and 0.994 for 48: only from there on does momentum win at every precision. Before that it wins the beginning
+and loses the end, and on graphs that mix in a few rounds the beginning is over before momentum has built
+up."""
     pictures = {"figure3.png": curves(found, RINGS), "figure10.png": curves(found, OTHERS)}
     return Report(markdown, pictures)
 
@@ -114,5 +123,5 @@ def curves(found: Mapping[tuple[str, int], Result], graphs: Sequence[tuple[str, 
 
 
 experiment = Computation(
-    "Figures 3 and 10: gossip against equation 4, the average consensus", cases, compute, present
+    "Figures 3 and 10: gossip against equation 4, the average consensus", "figure3", cases, compute, present
 )

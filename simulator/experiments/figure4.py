@@ -1,8 +1,9 @@
 """Figures 4, 15 and 16: one worker with quasi-global or heavy-ball momentum on two functions of the plane.
 
-The first is (y - x^2)^2 + 100 (x - 1)^2 as the paper prints it, which is not Rosenbrock's function: its steep
-direction is x, not the curved valley. For the second, of Lucas et al. 2019, neither beta nor learning rate is
-printed; ours are those of the first, 0.9, 0.99 and 0.001. Gradients are exact. The numbers of steps are ours, too.
+The first is (y - x^2)^2 + 100 (x - 1)^2 as the paper prints it, which is not Rosenbrock's function: its
+steep direction is x, not the curved valley. For the second, of Lucas et al. 2019, neither beta nor learning
+rate is printed; ours are those of the first, 0.9, 0.99 and 0.001. Gradients are exact. The numbers of steps
+are ours, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from .records import Case, Record, Result
 LR = {"valley": 0.001, "wave": 0.003}
 STEPS = {"valley": 400, "wave": 2000}
 A, B = 8, 10
+HEADER = (
+    "function",
+    "beta",
+    "start",
+    "method",
+    "crossings of the floor",
+    "length of the path",
+    "f above its minimum in the end",
+)
 BETAS = (0.9, 0.99)
 METHODS = {"sgdm": "SGDm", "qg-sgdm": "QG-SGDm"}
 
@@ -82,7 +92,15 @@ def compute(plan: Plan, case: Case) -> Result:
 def present(records: Sequence[Record]) -> Report:
     found = {key(record.case): record.result for record in records}
     rows = [
-        (NAMES[function], beta, start, METHODS[method], r["crossings"], f"{r['length']:.1f}", f"{r['excess']:.0e}")
+        (
+            NAMES[function],
+            beta,
+            start,
+            METHODS[method],
+            r["crossings"],
+            f"{r['length']:.1f}",
+            f"{r['excess']:.0e}",
+        )
         for (function, beta, start, method), r in found.items()
     ]
     old, new = (found["valley", 0.9, (0, 0), method] for method in METHODS)
@@ -90,24 +108,24 @@ def present(records: Sequence[Record]) -> Report:
     markdown = f"""\
 ![One path of SGDm and one of QG-SGDm from (0, 0) to (1, 1)](figure4.png)
 
-**Figure 4.** Heavy-ball SGDm overshoots the valley x = 1 and crosses it {old["crossings"]} times, QG-SGDm with the
-same beta = 0.9 and lr = 0.001 {new["crossings"]} times. **We agree with the paper.** Shading shows f, dark where it is
-low; the cross is its minimum.
+**Figure 4.** Heavy-ball SGDm overshoots the valley x = 1 and crosses it {old["crossings"]} times, QG-SGDm
+with the same beta = 0.9 and lr = 0.001 {new["crossings"]} times. **We agree with the paper.** Shading shows
+f, dark where it is low; the cross is its minimum.
 
 ![The same from four starts, for beta 0.9 and 0.99](figure15.png)
 
-**Figure 15.** Four starts, beta = 0.9 above and 0.99 below: everywhere QG-SGDm oscillates less. **We agree**, and add
-the price: along the flat direction y it arrives later, so that after {STEPS["valley"]} steps SGDm with beta = 0.9 is
-closer to the minimum from every start (last column of the table).
+**Figure 15.** Four starts, beta = 0.9 above and 0.99 below: everywhere QG-SGDm oscillates less. **We
+agree**, and add the price: along the flat direction y it arrives later, so that after {STEPS["valley"]}
+steps SGDm with beta = 0.9 is closer to the minimum from every start (last column of the table).
 
 ![Both on a function with a winding valley](figure16.png)
 
-**Figure 16.** The winding valley of Lucas et al.: with beta = 0.9 both take the same way and are as far; with 0.99 SGDm
-shoots across the bends, crossing the floor y = sin 8x {wild["crossings"]} times against {steady["crossings"]}. **We agree**
-that QG-SGDm oscillates less. It is not the faster one: with beta = 0.99 it has gone a third of the way when SGDm, for all
-its turns, is at the minimum.
+**Figure 16.** The winding valley of Lucas et al.: with beta = 0.9 both take the same way and are as far;
+with 0.99 SGDm shoots across the bends, crossing the floor y = sin 8x {wild["crossings"]} times against
+{steady["crossings"]}. **We agree** that QG-SGDm oscillates less. It is not the faster one: with beta = 0.99
+it has gone a third of the way when SGDm, for all its turns, is at the minimum.
 
-{table(("function", "beta", "start", "method", "crossings of the floor", "length of the path", "f above its minimum in the end"), rows)}"""
+{table(HEADER, rows)}"""
     pictures = {
         "figure4.png": paths(found, [("valley", 0.9, (0, 0))], 1, (-0.2, 2.3), (-0.3, 2.3), 4.2, 3.4),
         "figure15.png": paths(found, panels("valley"), 4, (-0.4, 2.4), (-0.8, 2.8), 2.3, 2.3),
@@ -143,9 +161,23 @@ def paths(
         for ax, (function, beta, start) in zip(axes, shown, strict=True):
             excess = FUNCTIONS[function](grid) - LEAST[function]
             levels = torch.logspace(-2, 2.5, 12).tolist()
-            ax.contourf(grid[..., 0], grid[..., 1], excess, levels=levels, cmap="Greys_r", alpha=0.35, norm=LogNorm(), extend="both")
+            ax.contourf(
+                grid[..., 0],
+                grid[..., 1],
+                excess,
+                levels=levels,
+                cmap="Greys_r",
+                alpha=0.35,
+                norm=LogNorm(),
+                extend="both",
+            )
             for method, color in (("sgdm", LOCAL), ("qg-sgdm", QUASI_GLOBAL)):
-                ax.plot(*zip(*found[function, beta, start, method]["path"], strict=True), color=color, linewidth=0.9, label=METHODS[method])
+                ax.plot(
+                    *zip(*found[function, beta, start, method]["path"], strict=True),
+                    color=color,
+                    linewidth=0.9,
+                    label=METHODS[method],
+                )
             ax.plot(*MINIMUM[function], "k+", markersize=9)
             ax.set(xlim=x, ylim=y, title=f"beta {beta}, from {start}")
             ax.grid(False)
@@ -154,5 +186,9 @@ def paths(
 
 
 experiment = Computation(
-    "Figures 4, 15 and 16: quasi-global and heavy-ball momentum on two functions of the plane", cases, compute, present
+    "Figures 4, 15 and 16: quasi-global and heavy-ball momentum on two functions of the plane",
+    "figure4",
+    cases,
+    compute,
+    present,
 )

@@ -1,14 +1,14 @@
 """Footnotes 8 and 9: D2 breaks when the learning rate decays, D2+ does not.
 
-Averaged over the agents, D2 keeps x' - x + lr g what it was a round before, and at the start it is 0: the mean takes
-plain gradient steps. A decay from lr to lr' after a gradient g leaves (lr' - lr) g there for ever, a constant
-push, and the mean comes to rest only where its gradient is -(lr / lr' - 1) g: after a decay by 10, nine times the one it
-had, on the other side. With noise, g is mostly noise. D2+ keeps steps in units of their rate, so that its mean takes
-plain gradient steps under every schedule.
+Averaged over the agents, D2 keeps x' - x + lr g what it was a round before, and at the start it is 0: the
+mean takes plain gradient steps. A decay from lr to lr' after a gradient g leaves (lr' - lr) g there for
+ever, a constant push, and the mean comes to rest only where its gradient is -(lr / lr' - 1) g: after a
+decay by 10, nine times the one it had, on the other side. With noise, g is mostly noise. D2+ keeps steps in
+units of their rate, so that its mean takes plain gradient steps under every schedule.
 
-Heterogeneous quadratics in 10 dimensions (the task "quadratic") on rings, with the paper's schedule, a tenth at 1/2 and at
-3/4 of the rounds. The paper's ring of 16 has the smallest eigenvalue -1/3, at which D2 and D2+ just lose their stability;
-that of the ring of 15 is larger.
+Heterogeneous quadratics in 10 dimensions (the task "quadratic") on rings, with the paper's schedule, a
+tenth at 1/2 and at 3/4 of the rounds. The paper's ring of 16 has the smallest eigenvalue -1/3, at which D2
+and D2+ just lose their stability; that of the ring of 15 is larger.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def compute(plan: Plan, case: Case) -> Result:
             "task_options": {"noise": case["noise"]},
             "dtype": "float64",
             "algorithm": case["method"],
-            "lr": LR * (0.1 if case["method"] == "qg-dsgdm" else 1),  # beta = 0.9 makes each step count tenfold
+            "lr": LR
+            * (0.1 if case["method"] == "qg-dsgdm" else 1),  # beta = 0.9 makes each step count tenfold
             "milestones": (rounds // 2, rounds * 3 // 4),
         }
     )
@@ -85,21 +86,28 @@ def present(records: Sequence[Record]) -> Report:
         (f"ring {n}", f"{noise:g}", method, f"{r['last_gradient']:.1e}", f"{r['last_consensus']:.1e}")
         for (n, noise, method), r in found.items()
     ]
-    header = ("graph", "noise", "method", "gradient at the mean, in the end", "consensus distance, in the end")
+    header = (
+        "graph",
+        "noise",
+        "method",
+        "gradient at the mean, in the end",
+        "consensus distance, in the end",
+    )
     markdown = f"""\
 ![Gradient at the mean and consensus distance of D2 and D2+ under a stage-wise learning rate](theory-d2.png)
 
-**D2 and a decaying learning rate (footnotes 8, 9).** Dotted lines mark decays by 10. With noisy gradients (left) D2 leaves
-the optimum at the first decay for good: the gradient at its mean goes from {before_decay(noisy):.2f} to
-{noisy["last_gradient"]:.1f}, while that of D2+ falls to {plus["last_gradient"]:.2f} like DSGD's. **We agree**, and can say how it
-breaks: it does not diverge, the mean keeps a constant push of 9/10 of the last step before the decay, and stops where its
-gradient is nine times that step's, noise included. Without noise (middle) that is hardly anything, since little is
-left to push when the decay comes ({before_decay(exact):.0e} to {exact["last_gradient"]:.0e}).
+**D2 and a decaying learning rate (footnotes 8, 9).** Dotted lines mark decays by 10. With noisy gradients
+(left) D2 leaves the optimum at the first decay for good: the gradient at its mean goes from
+{before_decay(noisy):.2f} to {noisy["last_gradient"]:.1f}, while that of D2+ falls to
+{plus["last_gradient"]:.2f} like DSGD's. **We agree**, and can say how it breaks: it does not diverge, the
+mean keeps a constant push of 9/10 of the last step before the decay, and stops where its gradient is nine
+times that step's, noise included. Without noise (middle) that is hardly anything, since little is left to
+push when the decay comes ({before_decay(exact):.0e} to {exact["last_gradient"]:.0e}).
 
-On the right is what the paper does not mention: its ring of 16 has the smallest eigenvalue -1/3, for which D2 and D2+ alike
-keep an oscillation between neighbours that never dies. In the end the agents of D2+ are
-{plus["last_consensus"] / calm["last_consensus"]:.0f} times as far apart as on the ring of 15. Part of why both do badly in
-Table 2 may be the graph, not the schedule.
+On the right is what the paper does not mention: its ring of 16 has the smallest eigenvalue -1/3, for which
+D2 and D2+ alike keep an oscillation between neighbours that never dies. In the end the agents of D2+ are
+{plus["last_consensus"] / calm["last_consensus"]:.0f} times as far apart as on the ring of 15. Part of why
+both do badly in Table 2 may be the graph, not the schedule.
 
 {table(header, rows)}"""
     return Report(markdown, {"theory-d2.png": curves(found)})
@@ -141,4 +149,10 @@ def draw(ax: Axes, result: Result, curve: Sequence[float], label: str, color: st
     ax.set(yscale="log", xlabel="rounds")
 
 
-experiment = Computation("Footnotes 8 and 9: D2 breaks at a decay of the learning rate, D2+ does not", cases, compute, present)
+experiment = Computation(
+    "Footnotes 8 and 9: D2 breaks at a decay of the learning rate, D2+ does not",
+    "theory-d2",
+    cases,
+    compute,
+    present,
+)

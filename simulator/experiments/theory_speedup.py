@@ -5,13 +5,14 @@ is averaged over these rounds, as in the theorem. Rounds to epsilon are the smal
 of two interpolated) whose average is epsilon.
 
 f is the same for every n: agent i has f_i = f + s_i h, with s_i = 1 on one half of the ring and -1 on the
-other, which is the data that mix most slowly; h(x) = c x + x B x / 2. (With B = 0 the mean of quadratics moves as if
-all data lay in one place, whatever the graph.) Gradients carry normal noise of total variance sigma^2.
+other, which is the data that mix most slowly; h(x) = c x + x B x / 2. (With B = 0 the mean of quadratics
+moves as if all data lay in one place, whatever the graph.) Gradients carry normal noise of total variance
+sigma^2.
 
-The rate of the proof is that of its virtual sequence, lr / (1 - beta), and that is what is
-sqrt(4 n (f(x0) - f*) / (L sigma^2 T)) here; the theorem prints this for lr, which is the same only while beta
-is tiny. Of the caps in Theorem C.7 we keep that of plain SGD, (1 - beta) / (4 L): with rho / (7 L) the 1 / rho
-would be put in by hand.
+The rate of the proof is that of its virtual sequence, lr / (1 - beta), and that is what is sqrt(4 n (f(x0)
+- f*) / (L sigma^2 T)) here; the theorem prints this for lr, which is the same only while beta is tiny. Of
+the caps in Theorem C.7 we keep that of plain SGD, (1 - beta) / (4 L): with rho / (7 L) the 1 / rho would be
+put in by hand.
 """
 
 from __future__ import annotations
@@ -157,7 +158,13 @@ def present(records: Sequence[Record]) -> Report:
     found = {tuple(record.case[key] for key in KEYS): record.result for record in records}
     agents = sorted({n for _, _, _, n in found})
     rows = [
-        (function, momentum, graph, f"{epsilon:g}", *(_work(found, (function, momentum, graph, n), epsilon) for n in agents))
+        (
+            function,
+            momentum,
+            graph,
+            f"{epsilon:g}",
+            *(_work(found, (function, momentum, graph, n), epsilon) for n in agents),
+        )
         for function in FUNCTIONS
         for momentum in MOMENTA
         for graph in ("complete", "ring")
@@ -170,18 +177,20 @@ def present(records: Sequence[Record]) -> Report:
     markdown = f"""\
 ![Rounds to epsilon times n against n](theory-speedup.png)
 
-**Theorem 3.1.** Rounds until the average squared gradient is epsilon, times n: a flat line is the theorem's linear
-speed-up. With the momentum that it allows (beta / (1 - beta) = rho / 21, left) and exact averages the line *is* flat where
-epsilon is small: {_count(one)} gradients with one agent, {_count(many)} with {agents[-1]}. **We agree.** Where epsilon is large
-(dashed) the terms without n take over: the rounds stay what they are.
+**Theorem 3.1.** Rounds until the average squared gradient is epsilon, times n: a flat line is the theorem's
+linear speed-up. With the momentum that it allows (beta / (1 - beta) = rho / 21, left) and exact averages
+the line *is* flat where epsilon is small: {_count(one)} gradients with one agent, {_count(many)} with
+{agents[-1]}. **We agree.** Where epsilon is large (dashed) the terms without n take over: the rounds stay
+what they are.
 
-The graph: on the ring the line is flat for up to 8 agents and then rises as rho falls (0.10 for 16 agents, 0.006 for 64); the
-quadratics of {agents[-1]} agents do not come below {ring["squared_gradient"][-1]:.2f} in {ring["rounds"][-1]:,} rounds. "Independent of the
-communication topology" is true of the limit only.
+The graph: on the ring the line is flat for up to 8 agents and then rises as rho falls (0.10 for 16 agents,
+0.006 for 64); the quadratics of {agents[-1]} agents do not come below {ring["squared_gradient"][-1]:.2f} in
+{ring["rounds"][-1]:,} rounds. "Independent of the communication topology" is true of the limit only.
 
-With beta = 0.9 (right), which the theorem excludes, ring and complete graph are all but equal: quasi-global momentum itself
-makes up for the graph. But the buffer has to fill, which costs everyone the same rounds, so that more agents gain less:
-{_count(heavy[0])} gradients with one agent, {_count(heavy[1])} with {agents[-1]}.
+With beta = 0.9 (right), which the theorem excludes, ring and complete graph are all but equal: quasi-global
+momentum itself makes up for the graph. But the buffer has to fill, which costs everyone the same rounds, so
+that more agents gain less: {_count(heavy[0])} gradients with one agent, {_count(heavy[1])} with
+{agents[-1]}.
 
 Rounds times n (-: epsilon was not reached in the rounds tried):
 
@@ -218,10 +227,24 @@ def lines(found: Found, agents: Sequence[int]) -> Figure:
                     works = [work(found, (function, momentum, graph, n), epsilon) for n in agents]
                     known = [(n, w) for n, w in zip(agents, works, strict=True) if w is not None]
                     label = f"{graph}, {'small' if line == '-' else 'large'} epsilon"
-                    ax.plot(*zip(*known, strict=True), line, color=color, marker="o", markersize=3, label=label)
+                    ax.plot(
+                        *zip(*known, strict=True), line, color=color, marker="o", markersize=3, label=label
+                    )
                     if len(known) < len(agents):
-                        ax.annotate("not reached", known[-1], (8, 0), textcoords="offset points", color=color, fontsize=8, va="center")
-            ax.set(xscale="log", yscale="log", title=f"{function}, {TITLES[momentum]}; epsilon {' and '.join(map(str, EPSILONS[function]))}")
+                        ax.annotate(
+                            "not reached",
+                            known[-1],
+                            (8, 0),
+                            textcoords="offset points",
+                            color=color,
+                            fontsize=8,
+                            va="center",
+                        )
+            ax.set(
+                xscale="log",
+                yscale="log",
+                title=f"{function}, {TITLES[momentum]}; epsilon {' and '.join(map(str, EPSILONS[function]))}",
+            )
             ax.set_xticks(agents, map(str, agents), minor=False)
             ax.minorticks_off()
         for ax in axes[2:]:
@@ -233,5 +256,9 @@ def lines(found: Found, agents: Sequence[int]) -> Figure:
 
 
 experiment = Computation(
-    "Theorem 3.1: n agents need an n-th of the rounds, if the graph lets them", cases, compute, present
+    "Theorem 3.1: n agents need an n-th of the rounds, if the graph lets them",
+    "theory-speedup",
+    cases,
+    compute,
+    present,
 )

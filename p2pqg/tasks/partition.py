@@ -57,7 +57,8 @@ def dirichlet_lists(labels: Indices, n: int, alpha: float, seed: int) -> tuple[I
         start = first // GROUP * int(GROUP / n * samples)
         stop = start + int(GROUP / n * samples) if first + GROUP < n else samples
         rows = table[start:stop]
-        by_class = [rows[rows[:, 1] == c, 0] for c in classes]
+        rows = rows[np.argsort(rows[:, 1], kind="stable")]
+        by_class = np.split(rows[:, 0], np.searchsorted(rows[:, 1], classes[1:]))
         drawn = (_capped_cuts(random, list(map(len, by_class)), members, alpha) for _ in range(DRAWS))
         lists += _accept(drawn, by_class, minimum=int(0.5 * len(rows) / members))
     return tuple(lists)

@@ -10,14 +10,27 @@ from .base import Experiment
 
 EXPERIMENTS: dict[str, str] = {
     **{f"table{k}": f"table{k}" for k in range(1, 9)},
+    "figure1": "figure1",
+    "figure2": "figure2",
+    "figure3": "figure3",
+    "figure4": "figure4",
     "figure5": "figure5",
     "figure6": "figure6",
     "figure7": "figure7",
+    "figure8": "figure1",
+    "figure9": "figure1",
+    "figure10": "figure3",
+    "figure11": "figure2",
     "figure12": "figure12",
     "figure13": "figure13",
     "figure14": "figure5",
+    "figure15": "figure4",
+    "figure16": "figure4",
     "figure17": "figure17",
     "figure18": "figure18",
+    "theory-speedup": "theory_speedup",
+    "theory-d2": "theory_d2",
+    "abstract": "abstract",
 }
 """Experiments by name, and the module of this package that has each as `experiment`."""
 

@@ -86,7 +86,8 @@ class Experiment(Protocol):
 
 @dataclass(frozen=True)
 class Computation:
-    """An experiment whose cases are known beforehand and run one by one."""
+    """An experiment whose cases are known beforehand and run one by one. `present` is given the records of
+    all cases of a scale."""
 
     title: str
     records: str
@@ -106,7 +107,13 @@ class Computation:
             yield case, self.compute(plan, case)
 
     def report(self, records: Sequence[Record]) -> Report:
-        return self.present(records)
+        """Of the largest scale that is complete."""
+        for scale in SCALES:
+            own = [record for record in records if record.scale == scale]
+            wanted = self.cases(Plan(scale=scale))
+            if all(any(record.case == case for record in own) for case in wanted):
+                return self.present(own)
+        return Report("No scale has records of all of its cases yet.")
 
 
 def matches(case: Case, cell: Mapping[str, str]) -> bool:

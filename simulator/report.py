@@ -26,7 +26,9 @@ def render(names: Sequence[str], records: Path, out: Path) -> Path:
             continue
         seen.append(experiment)
         report = experiment.report(own)
-        sections.append(f"## {experiment.title}\n\n{report.markdown}")
+        if not report.markdown:
+            continue
+        sections.append(f"## {experiment.title}\n\n{report.markdown.strip()}")
         for file, figure in report.pictures.items():
             content = BytesIO()
             figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})

@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """Markdown, and pictures by file name, which the Markdown refers to."""
+    """Markdown, empty where there is nothing to report yet, and pictures by file name, which it refers to."""
 
     markdown: str
     pictures: Mapping[str, Figure] = field(default_factory=dict)

@@ -30,7 +30,7 @@ DIFFERENCE = {"full": ["difference / published std"], "small": [], "smoke": []}
 def against_paper(name: str, records: Sequence[Record]) -> Report:
     """All rows of one table of ``results.csv`` for which there are records, scale by scale."""
     parts = [part for scale in SHOWN_SCALES for part in _at_scale(table(name), scale, records)]
-    return Report("\n\n".join(parts) or "No records yet.")
+    return Report("\n\n".join(parts))
 
 
 def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]) -> Iterator[str]:

@@ -28,7 +28,7 @@ def draw(records: Sequence[Record], scale: Scale, file: str) -> Report | None:
     pairs = [
         (row, summarise({**row.cell, "model": model_of(row.cell, plan)}, scale, records)) for row in ROWS
     ]
-    if not any(cell.runs for _, cell in pairs):
+    if len({cell.cell["n"] for _, cell in pairs if cell.runs}) < 2:
         return None
     with canvas(1, 2, 3.4, 2.6, sharey=True) as (figure, axes):
         for ax, alpha in zip(axes, (1.0, 0.1), strict=True):

@@ -35,4 +35,4 @@ def by_scale(
     made = {scale: part for scale, part in parts.items() if part is not None}
     text = "\n\n".join(f"*{scale} scale*\n\n{part.markdown}" for scale, part in made.items())
     pictures = {file: figure for part in made.values() for file, figure in part.pictures.items()}
-    return Report(text or "No records yet.", pictures)
+    return Report(text, pictures)

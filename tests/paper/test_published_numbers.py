@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from p2pqg.schedules import Schedule
 from p2pqg.tasks import partition
 from p2pqg.tasks.partition import dirichlet_lists
 from p2pqg.topology import build, second_eigenvalue
+from p2pqg_simulator.experiments import EXPERIMENTS
+from p2pqg_simulator.experiments.records import SHIPPED
+from p2pqg_simulator.report import render
 
 
 @pytest.mark.parametrize(
@@ -137,3 +142,10 @@ def test_largest_class_before_the_cut() -> None:
 @pytest.mark.parametrize(("n", "block"), [(16, 3125), (32, 1562), (48, 1041)])
 def test_every_client_has_the_same_number_of_cifar_images(n: int, block: int) -> None:
     assert {len(share) for share in partition("dirichlet", LABELS, n, 0.1, 6)} == {block}
+
+
+def test_the_page_of_results_is_what_the_shipped_records_say(tmp_path: Path) -> None:
+    page = render(tuple(EXPERIMENTS), SHIPPED, tmp_path)
+    shipped = Path(__file__).parents[2] / "docs" / "results"
+    assert page.read_text() == (shipped / "report.md").read_text(), "run `p2pqg report --out docs/results`"
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in shipped.iterdir()}

@@ -33,8 +33,8 @@ differ, an option says so, and its default is what produced the paper's numbers.
   static undirected ones only. One local step: `local_steps` cannot be set.
 
 Quasi-global momentum without gradients, the average consensus of equation 4, is in
-[results/report.md](results/report.md). Of the released code's three forms of quasi-global Adam, "v1" is left out: it
-normalises filter by filter, and no result was made with it.
+[results/report.md](results/report.md). Of the released code's three forms of quasi-global Adam, "v1" is left
+out: it normalises filter by filter, and no result was made with it.
 
 This page is made by `python -m p2pqg.algorithms.table`, and a test holds it to the code.
 """

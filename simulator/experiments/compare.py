@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .base import Plan, Report, Scale
+from .base import SHOWN_SCALES, Plan, Report, Scale
 from .presentation import table as markdown
 from .published import Published, table
 from .recipes import DATA_SETS, model_of
 from .records import Record
-from .trained import SHOWN_SCALES
 from .training import Cell, summarise
 
 SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")

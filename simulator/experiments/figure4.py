@@ -115,15 +115,15 @@ f, dark where it is low; the cross is its minimum.
 ![The same from four starts, for beta 0.9 and 0.99](figure15.png)
 
 **Figure 15.** Four starts, beta = 0.9 above and 0.99 below: everywhere QG-SGDm oscillates less. **We
-agree**, and add the price: along the flat direction y it arrives later, so that after {STEPS["valley"]}
-steps SGDm with beta = 0.9 is closer to the minimum from every start (last column of the table).
+agree**, and add the price: along the flat direction y it arrives later. After {STEPS["valley"]} steps with
+beta = 0.9 SGDm is closer to the minimum from every start; with 0.99 QG-SGDm is (last column of the table).
 
 ![Both on a function with a winding valley](figure16.png)
 
-**Figure 16.** The winding valley of Lucas et al.: with beta = 0.9 both take the same way and are as far;
-with 0.99 SGDm shoots across the bends, crossing the floor y = sin 8x {wild["crossings"]} times against
+**Figure 16.** The winding valley of Lucas et al.: with beta = 0.9 both take the same way and get about as
+far; with 0.99 SGDm shoots across the bends, crossing the floor y = sin 8x {wild["crossings"]} times against
 {steady["crossings"]}. **We agree** that QG-SGDm oscillates less. It is not the faster one: with beta = 0.99
-it has gone a third of the way when SGDm, for all its turns, is at the minimum.
+it has gone less than half of the way when SGDm, for all its turns, is at the minimum.
 
 {table(HEADER, rows)}"""
     pictures = {

@@ -187,10 +187,10 @@ The graph: on the ring the line is flat for up to 8 agents and then rises as rho
 0.006 for 64); the quadratics of {agents[-1]} agents do not come below {ring["squared_gradient"][-1]:.2f} in
 {ring["rounds"][-1]:,} rounds. "Independent of the communication topology" is true of the limit only.
 
-With beta = 0.9 (right), which the theorem excludes, ring and complete graph are all but equal: quasi-global
-momentum itself makes up for the graph. But the buffer has to fill, which costs everyone the same rounds, so
-that more agents gain less: {_count(heavy[0])} gradients with one agent, {_count(heavy[1])} with
-{agents[-1]}.
+With beta = 0.9 (right), which the theorem excludes, ring and complete graph are all but equal up to 32
+agents. At the same effective rate lr / (1 - beta) an agent's own gradient moves it ten times less in a
+round, which may be why. But the buffer has to fill, which costs everyone the same rounds, so that more
+agents gain less: {_count(heavy[0])} gradients with one agent, {_count(heavy[1])} with {agents[-1]}.
 
 Rounds times n (-: epsilon was not reached in the rounds tried):
 

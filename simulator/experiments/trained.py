@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from .base import Report, Scale
+from .base import SHOWN_SCALES, Report, Scale
 from .records import Record
 from .training import Cell
-
-SHOWN_SCALES: tuple[Scale, ...] = ("full", "small")
-"""A smoke run shows nothing but that it ran."""
 
 
 def plot_curve(

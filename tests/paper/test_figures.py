@@ -14,7 +14,7 @@ from p2pqg import algorithms, topology
 from p2pqg.errors import ConfigError
 from p2pqg_simulator import experiments
 from p2pqg_simulator.descent import descend
-from p2pqg_simulator.experiments import abstract, figure1, figure2, figure4
+from p2pqg_simulator.experiments import figure1, figure2, figure4
 from p2pqg_simulator.experiments.base import Plan
 from p2pqg_simulator.experiments.records import SHIPPED, Record, Records
 
@@ -37,6 +37,14 @@ def test_a_report_waits_for_all_cases() -> None:
     experiment = experiments.load("figure2")
     some = [Record("figure2", "full", case, {}) for case in figure2.cases(Plan())[1:]]
     assert "yet" in experiment.report(some).markdown
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_smoke_run_shows_nothing(name: str) -> None:
+    experiment = experiments.load(name)
+    cases = experiment.pending(Plan(scale="smoke"), ())
+    smoke = [Record(experiment.records, "smoke", case, {}) for case in cases]
+    assert "smoke run shows nothing" in experiment.report(smoke).markdown
 
 
 # Figures 1, 8 and 9
@@ -229,4 +237,3 @@ def test_gains_of_the_published_tables() -> None:
     primary = [g["gain"] for g in gains.values() if g["primary"] and g["gain"] is not None]
     assert 0 < min(primary) < 1
     assert 11 < max(primary) < 12
-    assert abstract.OURS["qg-dsgdm-n"] == "dsgdm-n"

@@ -105,7 +105,8 @@ def read_settings(options: dict[str, Any], base: SimulationSettings | None = Non
         given["milestones"] = [_number(part, "milestones") for part in given["milestones"].split(",")]
     for table in ("task", "algorithm"):
         pairs = given[f"{table}_options"]
-        given[f"{table}_options"] = dict(_pair(text, f"{table}-option") for text in pairs) or None
+        parts = [pair(text, f"{table}-option") for text in pairs]
+        given[f"{table}_options"] = {key: _number(value) for key, value in parts} or None
     return settings_from(given, base, where="command line")
 
 
@@ -114,11 +115,12 @@ def _absolute(task: str, folder: Path) -> str:
     return f"{(folder / source).resolve()}:{attribute}" if colon and source.endswith(".py") else task
 
 
-def _pair(text: str, option: str) -> tuple[str, Any]:
+def pair(text: str, option: str) -> tuple[str, str]:
+    """Both sides of KEY=VALUE. Raises `ConfigError` naming the option for anything else."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"expected KEY=VALUE, found {text!r}", where="command line", key=option)
-    return key, _number(value)
+    return key.strip(), value.strip()
 
 
 def _number(text: str, key: str | None = None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from p2pqg.errors import ConfigError
 
 from . import experiments
 from .experiments.base import SCALES, Experiment, Observe, Plan
+from .experiments.program import SWARM
 from .experiments.records import SHIPPED, Case, Record, Records, provenance
-from .experiments.training import SWARM
 from .gradients import ENGINES
+from .options import pair
 from .placement import device_named
 from .report import render
 
@@ -74,7 +75,7 @@ def reproduce(
         return
     experiment = experiments.load(name)
     plan = Plan(
-        cell=_pairs(cell),
+        cell=dict(pair(part, "cell") for part in cell.split(",") if part),
         lr_grid=_rates(lr_grid),
         device=str(device_named(device)),
         work=out / "work",
@@ -143,16 +144,6 @@ def _progress() -> Iterator[Observe]:
             progress.update(bar, description=label + more, completed=done, total=total)
 
         yield observe
-
-
-def _pairs(text: str) -> Mapping[str, str]:
-    pairs: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"expected KEY=VALUE, found {part!r}", where="command line", key="cell")
-        pairs[key.strip()] = value.strip()
-    return pairs
 
 
 def _rates(text: str) -> tuple[float, ...] | None:

@@ -103,7 +103,21 @@ def build(
     with world.group.together():
         tasks = make_tasks(settings, make_task, base, world.agents)
         tasks = protected(tasks, settings, [settings.names[i] for i in world.agents], secret)
-    simulation = Simulation(
+    simulation = assemble(settings, tasks, engine=engine, world=world, device=device)
+    require(simulation.footprint().training, simulation.device)
+    return simulation
+
+
+def assemble(
+    settings: SimulationSettings,
+    tasks: Sequence[Task],
+    *,
+    engine: Engine = "auto",
+    world: World | None = None,
+    device: torch.device | str = "cpu",
+) -> Simulation:
+    """The simulation that settings describe, of tasks that are made already."""
+    return Simulation(
         tasks,
         settings.graph,
         settings.algorithm.build(),
@@ -115,8 +129,6 @@ def build(
         device=device,
         rounds=settings.rounds,
     )
-    require(simulation.footprint().training, simulation.device)
-    return simulation
 
 
 def make_tasks(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from .base import SHOWN_SCALES, Plan, Report, Scale
 from .presentation import table as markdown
 from .published import Published, table
 from .recipes import DATA_SETS, model_of
 from .records import Record
-from .training import Cell, summarise
+from .training import Cell, Training, cells_of, summarise
 
 SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")
 SCALE_NOTES = {
@@ -24,6 +25,11 @@ DATA_NOTES = {
 }
 OURS = ("ours, best", "ours, last", "worst agent", "averaged model", "lr", "seeds")
 DIFFERENCE = {"full": ["difference / published std"], "small": [], "smoke": []}
+
+
+def published_cells(name: str, title: str) -> Training:
+    """Training the cells of one table of ``results.csv``, to be compared with it."""
+    return Training(title, cells_of(table(name)), partial(against_paper, name))
 
 
 def against_paper(name: str, records: Sequence[Record]) -> Report:

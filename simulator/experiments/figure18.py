@@ -16,7 +16,7 @@ from .published import table
 from .recipes import model_of
 from .records import Record
 from .trained import by_scale
-from .training import Training, cells_of, scores, summarise
+from .training import Training, cells_of, of_cell, scores, summarise
 
 FACTORS = (0.0, 0.5, 0.8, 0.9, 0.95)
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -39,7 +39,7 @@ def present(records: Sequence[Record]) -> Report:
 def draw(records: Sequence[Record], scale: Scale, file: str) -> Report | None:
     plan = Plan(scale=scale)
     cells = [{**cell, "model": model_of(cell, plan)} for cell in CELLS]
-    local = [scores(cell, scale, records) for cell in cells[:-1]]
+    local = [scores(of_cell(cell, scale, records)) for cell in cells[:-1]]
     best = summarise(cells[-1], scale, records).accuracy()
     if best is None or not any(local):
         return None

@@ -22,13 +22,15 @@ from ..engine import Iterate, Simulation
 from ..folder import RunFolder, best
 from ..gradients import Engine
 from ..memory import require
-from ..simulate import make_tasks
+from ..simulate import assemble, make_tasks
 from ..swarm import SETTINGS, Swarm
 from ..swarm import run as run_swarm
 from .base import Observe, Plan, quiet
 from .recipes import settings, timed
 from .records import Case, Result
 
+SWARM = "swarm"
+"""The engine that runs real agents."""
 CHECKPOINT_EVERY_S = 60.0
 DIGITS = 6
 """Significant digits of a number in a record."""
@@ -104,7 +106,7 @@ def swarm(plan: Plan, case: Case) -> Result:
     keys = ("rounds", "parameters", "best", "last", "bytes_sent")
     result = {key: summary[key] for key in keys} | {"curve": agents.curve()}
     shutil.rmtree(out, ignore_errors=True)
-    return {"diverged": None, "engine": "swarm", "together": 1, **result, "settings": _portable(run.chosen)}
+    return {"diverged": None, "engine": SWARM, "together": 1, **result, "settings": _portable(run.chosen)}
 
 
 class _Checkpoint:
@@ -154,16 +156,8 @@ def _prepared(plan: Plan, case: Case) -> Run:
     tasks = make_tasks(chosen)
     samples = getattr(tasks[0], "total_samples", None) or sum(task.samples for task in tasks)
     chosen = timed(chosen, samples, plan)
-    simulation = Simulation(
-        tasks,
-        chosen.graph,
-        chosen.algorithm.build(),
-        chosen.schedule.build(),
-        names=chosen.names,
-        engine="loop",  # the batch has its own
-        device=plan.device,
-    )
-    return Run(case, chosen, simulation)
+    # The batch has an engine of its own.
+    return Run(case, chosen, assemble(chosen, tasks, engine="loop", device=plan.device))
 
 
 def _point(part: Iterate, losses: Sequence[float]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ smoke  the paper's own model and data, two rounds of tiny mini-batches: shows th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from p2pqg.config import SimulationSettings, validate
+from p2pqg.config import ScheduleSettings, SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.schedules import PAPER_BATCHES, PAPER_EPOCHS, Schedule, epoch_steps, paper_schedule
 
@@ -192,8 +192,7 @@ def timed(chosen: SimulationSettings, samples: int, plan: Plan) -> SimulationSet
         rounds, every = PAPER_EPOCHS[kind] * epoch, epoch
         factor = lr / (1e-5 if kind == "text" else 0.1 / 64 * batch)
         schedule = paper_schedule(kind, n, samples, batch, factor=factor)
-    made = {name: getattr(schedule, name) for name in type(chosen.schedule).model_fields}
-    update = {"rounds": rounds, "eval_every": every, "schedule": type(chosen.schedule)(**made)}
+    update = {"rounds": rounds, "eval_every": every, "schedule": ScheduleSettings(**asdict(schedule))}
     return chosen.model_copy(update=update)
 
 

@@ -1,11 +1,5 @@
 """Table 6: Adam and quasi-global Adam."""
 
-from functools import partial
+from .compare import published_cells
 
-from .compare import against_paper
-from .published import table
-from .training import Training, cells_of
-
-experiment = Training(
-    "Table 6: Adam and quasi-global Adam", cells_of(table("6")), partial(against_paper, "6")
-)
+experiment = published_cells("6", "Table 6: Adam and quasi-global Adam")

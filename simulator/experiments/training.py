@@ -14,7 +14,7 @@ from typing import Any
 from p2pqg.errors import ConfigError
 
 from .base import Observe, Plan, Report, matches, quiet
-from .program import swarm, train
+from .program import SWARM, swarm, train
 from .published import KEYS, Published
 from .recipes import first_rates, model_of
 from .records import Case, Record, Result
@@ -24,7 +24,6 @@ TOGETHER = 8
 """Most runs in one program on an accelerator."""
 
 SEARCHED = ("lr", "seed")
-SWARM = "swarm"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Training:
                 (1, first_rates(cell)[1:2]) if plan.scale == "smoke" else (plan.seeds, first_rates(cell))
             )
             grid = plan.lr_grid or (first if plan.scale == "smoke" else self.grid)
-            runs = next_runs(first, seeds, scores(cell, plan.scale, records), grid)
+            runs = next_runs(first, seeds, scores(of_cell(cell, plan.scale, records)), grid)
             cases += [cell | {"lr": lr, "seed": seed} for lr, seed in runs]
         return cases
 
@@ -108,7 +107,7 @@ class Cell:
 def summarise(cell: Case, scale: str, records: Sequence[Record]) -> Cell:
     """Runs of the cell (its keys without learning rate and seed)."""
     own = of_cell(cell, scale, records)
-    done = scores(cell, scale, records)
+    done = scores(own)
     lr = best_rate(done)
     runs = [run for run in own if run.case["lr"] == lr and run.result["diverged"] is None]
     diverged = sum(run.result["diverged"] is not None for run in own)
@@ -117,13 +116,13 @@ def summarise(cell: Case, scale: str, records: Sequence[Record]) -> Cell:
     )
 
 
-def scores(cell: Case, scale: str, records: Sequence[Record]) -> Scores:
+def scores(runs: Sequence[Record]) -> Scores:
     """What the search chooses by: the best mean accuracy of each run of a cell."""
     return {
         (record.case["lr"], record.case["seed"]): -float("inf")
         if record.result["diverged"] is not None
         else record.result["best"]["mean_accuracy"]
-        for record in of_cell(cell, scale, records)
+        for record in runs
     }
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import tomli_w
 from click.testing import CliRunner, Result
-from processes import network, running, started, until, wait_for_round
+from processes import mounted, network, running, started, until, wait_for_round
 from safetensors.numpy import load_file
 
 from p2pqg.cli.main import cli
@@ -217,13 +215,8 @@ def test_a_certificate_that_expires_during_a_run_is_said_to_have(
 
 @pytest.fixture
 def read_only_folder(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "read-only", "ro") as folder:
+        yield folder
 
 
 def test_a_read_only_home_is_said_to_be_one(tmp_path: Path, read_only_folder: Path) -> None:

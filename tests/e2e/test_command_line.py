@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from processes import network, started, wait_for_round, write
+from processes import mounted, network, started, wait_for_round, write
 
 from p2pqg.cli.main import COMMANDS, cli, main
 
@@ -198,13 +198,8 @@ def test_an_occupied_port_is_named(tmp_path: Path, started: Callable[..., subpro
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "small", "size=256k") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_reported_as_one(

@@ -24,6 +24,7 @@ from p2pqg.control.client import NotRunning, ask
 from p2pqg.daemon import build_task, is_loopback, read_identity
 from p2pqg.errors import ConfigError, P2PQGError, StorageError, TransportError
 from p2pqg.home import Home
+from p2pqg.privacy import protect_agent
 from p2pqg.security import Identity, TlsFiles
 from p2pqg.security.certificates import outside_its_dates
 from p2pqg.security.identity import RENEW_DAYS
@@ -197,9 +198,31 @@ def _task(settings: AgentSettings, network: NetworkFile, file: Path) -> Iterator
     else:
         size = task.spec.d * x.element_size()
         text = f"{task.spec.d} parameters, {size / 1e6:.3g} MB; the first step took {step_s:.3g} s"
-        yield Finding("model", "ok", f"{text}, loss {float(loss):.4g}")
+        told = "" if settings.privacy and settings.privacy.dp else f", loss {float(loss):.4g}"
+        yield Finding("model", "ok", text + told)
+    yield from _privacy(settings, task)
     yield _disk(settings.agent.home, task.spec.d * x.element_size())
     yield from _checkpoint(settings, network, task)
+
+
+def _privacy(settings: AgentSettings, task: Task) -> Iterator[Finding]:
+    """Whether the model can be trained privately, and how much noise the budget takes."""
+    try:
+        mechanism = settings.mechanism(task)
+        protection = protect_agent(
+            task, mechanism, settings.algorithm.build(), agent=settings.agent.name, home=None
+        )
+    except P2PQGError as error:
+        yield Finding("privacy", "fail", str(error), "see docs/privacy.md")
+        return
+    if mechanism is None or protection is None:
+        return
+    budget = "counted without a limit" if mechanism.budget is None else f"up to {mechanism.budget:g}"
+    noise = f"noise {mechanism.noise_multiplier:.3g} times the clipping norm"
+    drawn = f"each record in a step with probability {mechanism.sample_rate:.3g}"
+    yield Finding("privacy", "ok", f"epsilon {budget} at delta {mechanism.delta:g}: {noise}, {drawn}")
+    for notice in protection.notices:
+        yield Finding("privacy", "warn", notice, "see docs/privacy.md")
 
 
 def _disk(home: Path, model_bytes: int) -> Finding:

@@ -98,7 +98,7 @@ def sign(request: Path, folder: Path, address: str | None, days: float, replace:
         text = (folder / NETWORK).read_text(encoding="utf-8")
         write_atomically(folder / NETWORK, (text + entry).encode())
     click.echo(f"signed, valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
-    click.echo(f"When all agents are signed: p2pqg network package {name}")
+    click.echo(f"When all agents are signed: p2pqg network package --folder {folder}")
 
 
 @network.command()
@@ -130,7 +130,7 @@ def renew(name: str, folder: Path, days: float) -> None:
     """Sign a new certificate for the key an agent has, with new dates."""
     certificate = Authority.open(folder).renew(name, days=days)
     click.echo(f"renewed {name}, valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
-    click.echo(f"Next: p2pqg network package {name}. The agent needs no restart.")
+    click.echo(f"Next: p2pqg network package {name} --folder {folder}. The agent needs no restart.")
 
 
 @network.command()

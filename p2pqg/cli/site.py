@@ -21,8 +21,9 @@ SETTINGS = "agent.toml"
 @click.option("--folder", type=click.Path(path_type=Path), help="The agent's home (a folder NAME).")
 @click.option("--listen", metavar="ADDRESS:PORT", default="0.0.0.0:7000", show_default=True,
               help="Where the agent accepts connections.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), help="Where the agent's data are.")
 @click.option("--new-key", is_flag=True, help="Ask for a certificate for a second key, to replace the first.")
-def init(name: str, folder: Path | None, listen: str, new_key: bool) -> None:
+def init(name: str, folder: Path | None, listen: str, data: Path | None, new_key: bool) -> None:
     """Make the home of the agent NAME: a key, a certificate request and settings to look through."""
     folder = folder or Path(name)
     if new_key:
@@ -31,7 +32,7 @@ def init(name: str, folder: Path | None, listen: str, new_key: bool) -> None:
         raise ConfigError("expected no agent there yet", where=str(folder / SETTINGS))
     key = make_identity(folder, name, new_key=new_key)
     if not new_key:
-        write_atomically(folder / SETTINGS, agent_toml(name, listen).encode())
+        write_atomically(folder / SETTINGS, agent_toml(name, listen, data).encode())
     click.echo(f"made the home of {name} in {folder}")
     click.echo(f"key     {key}")
     click.echo(f"Send {folder / REQUEST} to the network's operator and read the fingerprint to them.")

@@ -6,6 +6,7 @@ A line that is commented out shows the default, or an example where there is non
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 AGENT = """\
 # What this device does. What all agents have in common stands in network.toml;
@@ -36,8 +37,15 @@ revoked = "revoked.pem"           # read again whenever it changes
 # web = "127.0.0.1:8080"          # a page to watch the agent on; off unless set
 
 [task]
-# data = "data"                   # where this site's data are
-# batch_size = 32
+{data}# batch_size = 32
+
+# [privacy]                       # differential privacy of this site's records, see docs/privacy.md
+# dp = true                       # needs Opacus: pip install 'p2pqg[privacy]'
+# target_epsilon = 3.0            # the budget: training stops when it is spent
+# target_delta = 1e-5
+# rounds = 600                    # that the budget is to last; all rounds unless set
+# max_grad_norm = 1.0             # that the gradient of one record is clipped to
+# accountant = "prv"              # or "rdp": faster, a tenth more epsilon
 """
 
 NETWORK = """\
@@ -76,9 +84,16 @@ lr = {lr}
 """
 
 
-def agent_toml(name: str, listen: str) -> str:
+def agent_toml(name: str, listen: str, data: Path | None = None) -> str:
     """The settings of one agent."""
-    return AGENT.format(name=json.dumps(name), listen=json.dumps(listen))
+    where = (
+        '# data = "data"                   # where'
+        if data is None
+        else (f"data = {json.dumps(str(data.absolute()))}  # where")
+    )
+    return AGENT.format(
+        name=json.dumps(name), listen=json.dumps(listen), data=f"{where} this site's data are\n"
+    )
 
 
 def network_toml(name: str, *, topology: str, rounds: int, task: str, algorithm: str, lr: float) -> str:

@@ -34,6 +34,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     if "bytes_sent" in metrics:
         sent, received = bytes_text(metrics["bytes_sent"]), bytes_text(metrics["bytes_received"])
         table.add_row("traffic", f"{sent} sent, {received} received")
+    if status.get("privacy"):
+        table.add_row("privacy", _privacy(status["privacy"]))
     table.add_row("security", _security(status["security"]))
     table.add_row("address", str(status["address"] or "-"))
     table.add_row("up", duration(status["uptime_s"]))
@@ -93,7 +95,10 @@ def bytes_text(count: float) -> str:
 
 
 def _progress(status: Mapping[str, Any]) -> str:
-    text = f"{status['round']} of {status['rounds']}"
+    rounds, beyond = status["rounds"], status["round"] - status["rounds"]
+    text = f"{min(status['round'], rounds)} of {rounds}"
+    if beyond > 0:
+        text += f" and {beyond} of gossip only"
     if status["round_s"]:
         text += f", {status['round_s'] * 1000:.3g} ms each"
     if status["remaining_s"] is not None:
@@ -110,6 +115,12 @@ def _scores(status: Mapping[str, Any]) -> str:
     elif scores.get("test_loss") is not None:
         parts.append(f"test loss {scores['test_loss']:.4g} at round {scores['round']}")
     return ", ".join(parts)
+
+
+def _privacy(privacy: Mapping[str, Any]) -> str:
+    spent = f"epsilon {privacy['epsilon']:.3g}"
+    budget = "" if privacy["budget"] is None else f" of {privacy['budget']:g}"
+    return f"{spent}{budget} spent, at delta {privacy['delta']:g}"
 
 
 def _security(security: Mapping[str, Any]) -> RenderableType:

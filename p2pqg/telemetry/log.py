@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from math import isfinite
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -85,8 +86,9 @@ class Log:
             return
         self._next = now + PROGRESS_S
         since, first = self._began
-        shown = {
-            key: round(details[key], 4) for key in ("loss", "test_accuracy") if details.get(key) is not None
+        measured = {key: details.get(key) for key in ("loss", "test_accuracy")}
+        shown = {  # a private task tells no loss
+            key: round(value, 4) for key, value in measured.items() if value is not None and isfinite(value)
         }
         if done > first:
             shown["remaining_s"] = round((self._rounds - done) * (now - since) / (done - first))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from p2pqg.cli.views import status_view
 from p2pqg.errors import ConfigError, StorageError
 from p2pqg.telemetry import JsonLines, log, prometheus
 from p2pqg.telemetry.audit import REPEAT_S, Audit
@@ -51,6 +54,20 @@ def status_after(*events: tuple[str, dict[str, Any]], clock: Clock | None = None
     for event in events:
         status.observe(*event)
     return status.as_json()
+
+
+def test_people_see_what_privacy_has_cost_and_rounds_of_gossip_only() -> None:
+    status = status_after(*EVENTS, a_round(103, {})) | {
+        "running": True,
+        "security": {"mode": "loopback"},
+        "privacy": {"epsilon": 1.234, "delta": 1e-4, "budget": 3.0},
+    }
+    console = Console(file=io.StringIO(), width=100)
+    console.print(status_view(status))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "epsilon 1.23 of 3 spent, at delta 0.0001" in text
+    assert "100 of 100 and 3 of gossip only" in text
 
 
 def test_status_says_what_is_going_on_and_with_whom() -> None:
@@ -200,6 +217,12 @@ def test_progress_comes_with_an_estimate(logged: Callable[..., str]) -> None:
     assert progress["round"] == "2/100"
     assert progress["test_accuracy"] == 0.75
     assert "remaining_s" in progress
+
+
+def test_a_loss_that_is_kept_private_is_left_out(logged: Callable[..., str]) -> None:
+    (line,) = logged(io.StringIO(), "json", a_round(9, {}, loss=math.nan, test_accuracy=0.5)).splitlines()
+    assert "NaN" not in line
+    assert "loss" not in json.loads(line)
 
 
 # ---- prometheus

@@ -188,7 +188,7 @@ def test_mistakes_are_explained(p2pqg: P2PQG, arguments: list[str], message: str
 
 def uncommented(text: str) -> str:
     """A template with every setting that it only shows."""
-    return re.sub(r"(?m)^# (?=\w+ = )", "", text)
+    return re.sub(r"(?m)^# (?=\w+ = |\[)", "", text)
 
 
 def test_every_setting_the_templates_show_exists() -> None:
@@ -198,6 +198,13 @@ def test_every_setting_the_templates_show_exists() -> None:
         + member_toml("bern", "10.0.0.1:7000")
     )
     assert "allow" in tomllib.loads(agent)["tls"]
+    assert tomllib.loads(agent)["privacy"]["dp"]
     assert "dtype" in tomllib.loads(network)["task"]
     validate(AgentSettings, tomllib.loads(agent), where="agent.toml")
     validate(NetworkFile, tomllib.loads(network), where="network.toml")
+
+
+def test_a_site_says_where_its_data_are(p2pqg: P2PQG, tmp_path: Path) -> None:
+    p2pqg("init", "bern", "--data", "x rays/bern.npz")
+    settings = tomllib.loads((tmp_path / "bern" / "agent.toml").read_text())
+    assert settings["task"]["data"] == str(tmp_path / "x rays" / "bern.npz")

@@ -181,3 +181,23 @@ def test_without_certificates(tmp_path: Path) -> None:
     network(tmp_path, 1, agent={"listen": "0.0.0.0:0"})
     assert findings(tmp_path)["certificates"].level == "fail"
     assert findings(tmp_path, insecure=True)["certificates"].level == "warn"
+
+
+@pytest.mark.parametrize(
+    ("norm", "level", "text"),
+    [("GroupNorm(1, 64)", "ok", "epsilon counted"), ("BatchNorm1d(64)", "fail", "BatchNorm")],
+)
+def test_whether_a_model_can_be_private(tmp_path: Path, norm: str, level: str, text: str) -> None:
+    private = {"dp": True, "noise_multiplier": 1.0}
+    (name,) = network(tmp_path, 1, task={"name": "own.py:make_task"}, privacy=private)
+    (tmp_path / name / "own.py").write_text(
+        "import torch\nfrom torch import nn\nfrom p2pqg.tasks import SupervisedTask\n"
+        "def make_task(context):\n"
+        "    batch = torch.zeros(40, 64), torch.zeros(40, dtype=torch.long)\n"
+        f"    return SupervisedTask(lambda: nn.Sequential(nn.{norm}, nn.Linear(64, 2)), batch, batch,\n"
+        "                          agent=context.agent, seed=0, batch_size=4)\n"
+    )
+    found = findings(tmp_path)
+    assert found["privacy"].level == level
+    assert text in found["privacy"].text
+    assert "loss" not in found["model"].text, "which privacy keeps to itself"

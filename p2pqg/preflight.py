@@ -208,10 +208,10 @@ def _task(settings: AgentSettings, network: NetworkFile, file: Path) -> Iterator
 def _privacy(settings: AgentSettings, task: Task) -> Iterator[Finding]:
     """Whether the model can be trained privately, and how much noise the budget takes."""
     try:
-        mechanism = settings.mechanism(task)
-        protection = protect_agent(
-            task, mechanism, settings.algorithm.build(), agent=settings.agent.name, home=None
-        )
+        mechanism, own = settings.mechanism(task), settings.agent
+        without = mechanism is None and own.home.exists()  # which the home's ledger may forbid
+        home = Home(own.home) if without else None  # with a mechanism it would begin a ledger
+        protection = protect_agent(task, mechanism, settings.algorithm.build(), agent=own.name, home=home)
     except P2PQGError as error:
         yield Finding("privacy", "fail", str(error), "see docs/privacy.md")
         return

@@ -196,7 +196,7 @@ def outcome(machines: Machines) -> list[dict[str, Any]]:
     """What came of it at each machine."""
     cards = {
         name: json.loads((machines.folder / name / name / "model.json").read_text())
-        for name in machines.agents
+        for name in sorted(machines.agents)
     }
     scores = {
         (machine, command.split()[2].split("/")[0]): json.loads(said)
@@ -251,10 +251,10 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_row(
             row["site"],
             f"{row['images']:,}",
-            *(_pair(row, key) for key in ("accuracy", "sensitivity", "specificity", "auc")),
+            *(in_percent(row, key) for key in ("accuracy", "sensitivity", "specificity", "auc")),
             str(row["rounds"]),
             "-" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
-            ", ".join(f"{first} to {last}" for first, last in row["missing"]) or "none",
+            in_words(row["missing"]),
         )
     mean = {
         model: {key: statistics.mean(row[model][key] for row in rows) for key in rows[0][model]}
@@ -262,12 +262,18 @@ def table(rows: list[dict[str, Any]]) -> Table:
     }
     shown.add_section()
     shown.add_row(
-        "mean", "", *(_pair(mean, key) for key in ("accuracy", "sensitivity", "specificity", "auc"))
+        "mean", "", *(in_percent(mean, key) for key in ("accuracy", "sensitivity", "specificity", "auc"))
     )
     return shown
 
 
-def _pair(row: dict[str, Any], key: str) -> str:
+def in_words(missing: list[tuple[int, int]]) -> str:
+    """Spans of rounds."""
+    return ", ".join(f"{first} to {last}" for first, last in missing) or "none"
+
+
+def in_percent(row: dict[str, Any], key: str) -> str:
+    """A score of the common model, and in brackets that of the site alone."""
     return f"{100 * row['together'][key]:.1f} ({100 * row['alone'][key]:.1f})"
 
 

@@ -156,6 +156,18 @@ def test_a_site_is_missing_where_all_its_neighbours_miss_it() -> None:
     assert run.rounds_without("bern", views) == []
 
 
+def test_the_table_of_the_page_is_of_the_record() -> None:
+    rows = json.loads((EXAMPLE / "outcome.json").read_text())
+    for row in rows:
+        (line,) = [
+            line for line in PAGE.splitlines() if line.startswith(f"| {row['site']} | {row['images']:,} |")
+        ]
+        cells = [cell.strip() for cell in line.split("|")[3:-1]]
+        pairs = [run.in_percent(row, key) for key in ("accuracy", "sensitivity", "specificity", "auc")]
+        missing = run.in_words(row["missing"])
+        assert cells == [*pairs, str(row["rounds"]), f"{row['epsilon']:.2f}", missing]
+
+
 def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE / "run.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)

@@ -183,6 +183,15 @@ def test_without_certificates(tmp_path: Path) -> None:
     assert findings(tmp_path, insecure=True)["certificates"].level == "warn"
 
 
+def test_a_home_that_was_private_before(tmp_path: Path) -> None:
+    (name,) = network(tmp_path, 1)
+    (tmp_path / name / "home").mkdir()
+    (tmp_path / name / "home" / "ledger.json").write_text("{}")
+    finding = findings(tmp_path)["privacy"]
+    assert finding.level == "fail"
+    assert "undo what the ledger promises" in finding.text
+
+
 @pytest.mark.parametrize(
     ("norm", "level", "text"),
     [("GroupNorm(1, 64)", "ok", "epsilon counted"), ("BatchNorm1d(64)", "fail", "BatchNorm")],

@@ -292,6 +292,8 @@ def main() -> None:
     if folder.exists():
         parser.error(f"{folder}: expected no such folder yet")
     page = (HERE / "README.md").read_text(encoding="utf-8")
+    if options.epsilon == "none":
+        page = page.replace("chur$ cat chur/ledger.json\n", "")  # there is none
     names = addresses(page)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     machines = Machines(folder, {f"{names[n]}:7000": f"127.0.0.1:{ports[n]}" for n in names})

@@ -166,6 +166,9 @@ def test_the_table_of_the_page_is_of_the_record() -> None:
         pairs = [run.in_percent(row, key) for key in ("accuracy", "sensitivity", "specificity", "auc")]
         missing = run.in_words(row["missing"])
         assert cells == [*pairs, str(row["rounds"]), f"{row['epsilon']:.2f}", missing]
+    without = json.loads((EXAMPLE / "outcome-without-privacy.json").read_text())
+    for key, name in {"accuracy": "accuracy of\n", "specificity": "specificity ", "auc": "AUC "}.items():
+        assert f"{name}{100 * sum(row['together'][key] for row in without) / 4:.1f}" in PAGE
 
 
 def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

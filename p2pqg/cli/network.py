@@ -163,7 +163,7 @@ def revoke(name: str, folder: Path) -> None:
     number = Authority.open(folder).revoke(name)
     click.echo(f"revoked {name}; this is revocation list number {number}")
     click.echo(f"Copy {folder / 'revoked.pem'} into the home of every agent. It is signed, any way will do;")
-    click.echo("agents read it by themselves. Connections that stand are not cut: restart those agents.")
+    click.echo("agents read it by themselves, and cut the connections that stand within seconds.")
 
 
 @network.command()

@@ -107,7 +107,6 @@ class Status:
             self._scores = {key: details[key] for key in ("round", "test_loss", "test_accuracy")}
         for name, (sent, received) in details.get("exchanged", {}).items():
             peer = self._peer(name)
-            peer["connected"] = True
             peer["rounds"] += 1
             peer["last_round"] = details["round"]
             peer["model_bytes_sent"] += sent

@@ -77,6 +77,8 @@ class GrpcConnection:
         self.bytes_sent = self.bytes_received = 0
         self._stream = stream
         self._peer_identity = peer_identity
+        self.certificate: x509.Certificate | None = None
+        """What the peer proved its name with."""
         self._sending = asyncio.Lock()
         self._reading: asyncio.Task[Any] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class GrpcConnection:
         try:
             frame = await self._read()
         except (TransportError, RemoteProtocolError) as error:
+            self._raise_if_ended()  # by this end, which knows why
             self.end(str(error))
             raise
         if frame is grpc.aio.EOF:
@@ -255,7 +258,7 @@ class GrpcTransport:
                 await _outcome(_start(call.read()))
                 raise TransportError("refused")
             if identity is not None:
-                self._admit_acceptor(peer, identity, challenge, dict(metadata))
+                connection.certificate = self._admit_acceptor(peer, identity, challenge, dict(metadata))
         except (TimeoutError, TransportError, RemoteProtocolError) as error:
             await connection.abandon()
             raise TransportError(f"{peer} cannot be reached at {address}: {error or 'no answer'}") from error
@@ -273,20 +276,34 @@ class GrpcTransport:
         if self._server is not None:
             await self._server.stop(GRACE_S)
 
+    async def enforce(self) -> None:
+        """End the connections of peers that are no longer let in, because they were revoked since; a
+        certificate that merely expired ends none."""
+        identity = self._renewed()
+        for connection in [*self._dialled, *self._inbound]:
+            if identity is None or connection.certificate is None:
+                continue
+            try:
+                identity.admission.vouch(connection.certificate)
+            except RemoteProtocolError as error:
+                connection.end(str(error))
+                await connection.abandon()
+
     async def _exchange(self, _: Any, context: Any) -> None:
         """Serve one inbound stream; returning ends it."""
-        peer, name, proof = context.peer(), None, ()
+        peer, name, certificate, proof = context.peer(), None, None, ()
         if len(self._inbound) >= MAX_INBOUND:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"already {MAX_INBOUND} streams")
         if self._identity is not None:
             try:
-                name, proof = self._admit_dialler(self._identity, context)
+                name, certificate, proof = self._admit_dialler(self._identity, context)
             except RemoteProtocolError as error:
                 self._refused(str(error))
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         assert self._accept is not None
         await context.send_initial_metadata(proof)
         connection = _Accepted(context, name)
+        connection.certificate = certificate
         task = asyncio.create_task(serve(self._accept, connection))
         self._inbound[connection] = task
         task.add_done_callback(lambda _: self._inbound.pop(connection))
@@ -328,21 +345,23 @@ class GrpcTransport:
             configuration(), follow, require_client_authentication=True
         )
 
-    def _admit_dialler(self, identity: Identity, context: Any) -> tuple[str, Any]:
-        """The name of the peer that opened a stream, and the metadata that prove who answers."""
+    def _admit_dialler(self, identity: Identity, context: Any) -> tuple[str, x509.Certificate, Any]:
+        """The name of the peer that opened a stream, its certificate, and the metadata that prove who
+        answers."""
         (theirs,) = context.auth_context()["x509_pem_cert"]
         certificate = x509.load_pem_x509_certificate(theirs)
         name = identity.admission.check(certificate)
         challenge = dict(context.invocation_metadata()).get(CHALLENGE)
         if not isinstance(challenge, bytes):
-            return name, ()
+            return name, certificate, ()
         proof = prove(identity.private_key, challenge, certificate)
-        return name, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
+        return name, certificate, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
 
     def _admit_acceptor(
         self, peer: str, identity: Identity, challenge: bytes, metadata: dict[str, Any]
-    ) -> None:
-        """Raises `RemoteProtocolError` unless the peer that answered proves a certificate we let in."""
+    ) -> x509.Certificate:
+        """The certificate of the peer that answered. Raises `RemoteProtocolError` unless it proves one that
+        is let in."""
         try:
             theirs, proof = bytes(metadata[CERTIFICATE]), bytes(metadata[PROOF])
             certificate = x509.load_pem_x509_certificate(theirs)
@@ -356,6 +375,7 @@ class GrpcTransport:
             raise
         if name != peer:
             raise RemoteProtocolError(f"expected {peer}, found {name}")
+        return certificate
 
 
 def open_channel(peer: str, address: str, identity: Identity | None) -> Any:

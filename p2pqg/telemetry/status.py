@@ -68,6 +68,8 @@ class Status:
                     self._peer(details["peer"]).update(connected=True, problem=None)
                 case "disconnected" | "left" | "refused" | "dropped":
                     self._peer(details["peer"]).update(connected=False, problem=details["reason"])
+                case "slowed":
+                    self._peer(details["peer"])["problem"] = details["reason"]
                 case "missed":
                     peer = self._peer(details["peer"])
                     peer["missed"] += 1

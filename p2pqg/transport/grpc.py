@@ -12,6 +12,7 @@ import asyncio
 import errno
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from p2pqg.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from p2pqg.gossip.allowance import Allowance
 from p2pqg.gossip.messages import Message
 from p2pqg.security import Identity
 from p2pqg.security.admission import CHALLENGE_BYTES, prove, verify
@@ -35,6 +37,10 @@ METHOD = f"/{SERVICE}/Exchange"
 DIAL_TIMEOUT_S = 10.0
 MAX_INBOUND = 256
 """Inbound streams served at once."""
+MAX_OF_PEER = 8
+"""The same for one peer: exchanges (twice, if both ends dial), state, checks, and ends that linger."""
+OPENINGS = (32.0, 2.0)
+"""Streams that a peer may open at once, and a second in the long run."""
 CHALLENGE, CERTIFICATE, PROOF = "p2pqg-challenge-bin", "p2pqg-certificate-bin", "p2pqg-proof-bin"
 """Metadata in which the accepting end proves its certificate, see `p2pqg.security.admission`."""
 
@@ -197,6 +203,13 @@ class _Accepted(GrpcConnection):
         self.finished.set()
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Answers when asked. It sends no news, because a stream of them is one that nobody limits."""
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+
 class GrpcTransport:
     """Listens at `bind` (``host:port``, port 0 for any free one) and dials ``host:port`` addresses.
 
@@ -216,9 +229,12 @@ class GrpcTransport:
         self._refused = refused
         self._server: Any = None
         self._accept: Accept | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._dialled: set[GrpcConnection] = set()
         self._inbound: dict[_Accepted, asyncio.Task[None]] = {}
+        self._open: Counter[str] = Counter()
+        self._openings: dict[str, Allowance] = {}
+        self._flooding: set[str] = set()
 
     async def listen(self, accept: Accept) -> str:
         if self._server is not None:
@@ -291,9 +307,18 @@ class GrpcTransport:
 
     async def _exchange(self, _: Any, context: Any) -> None:
         """Serve one inbound stream; returning ends it."""
-        peer, name, certificate, proof = context.peer(), None, None, ()
-        if len(self._inbound) >= MAX_INBOUND:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"already {MAX_INBOUND} streams")
+        names = context.auth_context().get("x509_subject_alternative_name", [b""])
+        peer = bytes(names[0]).decode()
+        if reason := self._too_many(peer):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+        self._open[peer] += 1
+        try:
+            await self._serve(context)
+        finally:
+            self._open[peer] -= 1
+
+    async def _serve(self, context: Any) -> None:
+        name, certificate, proof = None, None, ()
         if self._identity is not None:
             try:
                 name, certificate, proof = self._admit_dialler(self._identity, context)
@@ -310,8 +335,28 @@ class GrpcTransport:
         try:
             await connection.finished.wait()
         except asyncio.CancelledError:
-            connection.end(f"{peer} broke the connection")
+            connection.end(f"{context.peer()} broke the connection")
             raise
+
+    def _too_many(self, peer: str) -> str | None:
+        """Why `peer` (empty if nothing proves a name) may open no stream now; found before its certificate
+        costs any arithmetic."""
+        if self._open.total() >= MAX_INBOUND:
+            return f"already {MAX_INBOUND} streams"
+        if not peer:
+            return None
+        openings = self._openings.setdefault(peer, Allowance(*OPENINGS))
+        if self._open[peer] >= MAX_OF_PEER:
+            reason = f"{peer} has {MAX_OF_PEER} streams already"
+        elif not openings.affords(1, asyncio.get_running_loop().time()):
+            reason = f"{peer} opens more than {OPENINGS[0]:g} streams, then {OPENINGS[1]:g} a second"
+        else:
+            self._flooding.discard(peer)
+            return None
+        if peer not in self._flooding:  # once is enough
+            self._flooding.add(peer)
+            self._refused(reason)
+        return reason
 
     # ---- identities
 

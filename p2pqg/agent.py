@@ -135,7 +135,10 @@ class Agent:
             joining=True,
         )
         address = network.addresses.get(self.name, "") if table.advertise is None else table.advertise
-        membership = Membership(Member(self.name, 1, JOINING, address, self.training.round))
+        membership = Membership(
+            Member(self.name, 1, JOINING, address, self.training.round),
+            seal=transport.seal(network.name, network.run),
+        )
         for peer, its_address in network.addresses.items():
             membership.learn(peer, its_address)
         self.graphs: Graphs = (

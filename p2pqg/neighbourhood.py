@@ -282,7 +282,7 @@ class Neighbourhood:
     async def _download(self, donor: str, download: Download) -> None:
         address = self.membership.address(donor)
         if not address:
-            raise TransportError("it cannot be dialled")
+            raise TransportError("it only dials out, so it cannot be asked")
         connection = await self._transport.dial(donor, address)
         try:
             await connection.send(replace(self._greeting, fetches=True))

@@ -44,6 +44,8 @@ class Admission:
     allow: tuple[str, ...] | None = None
     _stamp: Stamp | None = field(default=(0, 0, 0), repr=False)
     _serials: frozenset[int] = field(default=frozenset(), repr=False)
+    _issued: set[bytes] = field(default_factory=set, repr=False)
+    """Digests of certificates that the authority was seen to have signed."""
     number: int | None = None
     """Of the revocation list in force; None without one."""
 
@@ -89,10 +91,12 @@ class Admission:
         if len(names) != 1:
             raise RemoteProtocolError(f"expected a certificate with one dNSName, found {len(names)}")
         (name,) = names
-        try:
-            certificate.verify_directly_issued_by(self.authority)
-        except (ValueError, TypeError, InvalidSignature):
-            raise RemoteProtocolError(f"{name}'s certificate is not of this network") from None
+        if (issued := certificate.fingerprint(hashes.SHA256())) not in self._issued:
+            try:
+                certificate.verify_directly_issued_by(self.authority)
+            except (ValueError, TypeError, InvalidSignature):
+                raise RemoteProtocolError(f"{name}'s certificate is not of this network") from None
+            self._issued.add(issued)
         if certificate.serial_number in self._serials:
             raise RemoteProtocolError(f"{name}'s certificate is revoked")
         if self.allow is not None and not self._allowed(name, fingerprint(certificate)):

@@ -14,7 +14,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 from cryptography import x509
@@ -22,10 +22,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from p2pqg.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
 from p2pqg.gossip.allowance import Allowance
+from p2pqg.gossip.membership import Seal, Unsealed
 from p2pqg.gossip.messages import Message
 from p2pqg.security import Identity
 from p2pqg.security.admission import CHALLENGE_BYTES, prove, verify
 from p2pqg.security.certificates import pem
+from p2pqg.security.seal import CertificateSeal
 from p2pqg.transport.base import GRACE_S, Accept, finish, serve
 from p2pqg.wire.codec import MAX_FRAME_BYTES, decode, encode
 
@@ -234,7 +236,7 @@ class GrpcTransport:
         self._inbound: dict[_Accepted, asyncio.Task[None]] = {}
         self._open: Counter[str] = Counter()
         self._openings: dict[str, Allowance] = {}
-        self._flooding: set[str] = set()
+        self._told: dict[str, str] = {}
 
     async def listen(self, accept: Accept) -> str:
         if self._server is not None:
@@ -283,6 +285,11 @@ class GrpcTransport:
             raise
         self._dialled.add(connection)
         return connection
+
+    def seal(self, network: str, run: str) -> Seal:
+        if self._identity is None:
+            return Unsealed()
+        return CertificateSeal(lambda: cast(Identity, self._renewed()), network, run)
 
     async def close(self) -> None:
         await self._health.enter_graceful_shutdown()
@@ -351,10 +358,10 @@ class GrpcTransport:
         elif not openings.affords(1, asyncio.get_running_loop().time()):
             reason = f"{peer} opens more than {OPENINGS[0]:g} streams, then {OPENINGS[1]:g} a second"
         else:
-            self._flooding.discard(peer)
+            self._told.pop(peer, None)
             return None
-        if peer not in self._flooding:  # once is enough
-            self._flooding.add(peer)
+        if self._told.get(peer) != reason:  # once is enough
+            self._told[peer] = reason
             self._refused(reason)
         return reason
 

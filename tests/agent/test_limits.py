@@ -17,7 +17,7 @@ from p2pqg.agent import Agent
 from p2pqg.config import NetworkFile, agent_names
 from p2pqg.errors import TransportError
 from p2pqg.gossip.allowance import Allowance
-from p2pqg.gossip.messages import GetState, Hello, Message, Refuse, StateHead, Status
+from p2pqg.gossip.messages import LEFT, GetState, Hello, Member, Message, Refuse, StateHead, Status
 from p2pqg.neighbourhood import MESSAGES, STATES
 from p2pqg.security import issue
 from p2pqg.transport.grpc import MAX_OF_PEER, GrpcTransport
@@ -122,7 +122,8 @@ def test_a_flood_of_messages_is_read_slowly_and_then_dropped(
     assert sent > read
 
 
-def test_a_peer_opens_so_many_streams_and_no_more(tmp_path: Path) -> None:
+def test_a_peer_opens_so_many_streams_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pqg.transport.grpc.OPENINGS", (32.0, 0.01))
     opened: list[str] = []
 
     async def open_many(transport: GrpcTransport, address: str, hello: Hello) -> None:
@@ -143,7 +144,7 @@ def test_a_peer_opens_so_many_streams_and_no_more(tmp_path: Path) -> None:
     assert f"{HOSTILE} has {MAX_OF_PEER} streams already" in opened[0]
     told = observed.reasons("stranger", "agent-000")
     assert f"{HOSTILE} has {MAX_OF_PEER} streams already" in told
-    assert any("opens more than 32 streams" in reason for reason in told)
+    assert f"{HOSTILE} opens more than 32 streams, then 0.01 a second" in told
     assert len(told) < 40, "and not a line for each"
 
 
@@ -163,3 +164,27 @@ def test_the_state_is_given_so_often_and_no_more(tmp_path: Path) -> None:
     assert (
         observed.reasons("slowed") == ["state: expected to be asked at most 4 times, then once in 60 s"] * 2
     )
+
+
+def test_who_speaks_for_another_is_dropped_and_nobody_is_evicted(tmp_path: Path) -> None:
+    """It says that a member has left, with a heartbeat that would outlast all of its own."""
+
+    async def slander(transport: GrpcTransport, address: str, hello: Hello) -> None:
+        connection = await transport.dial("agent-000", address)
+        await connection.send(hello)
+        victim = Member("agent-001", 1 << 62, LEFT)
+        members: list[Member] = []
+        while "agent-001" not in {member.name for member in members}:
+            message = await connection.receive()
+            members = list(message.members) if isinstance(message, Status) else []
+        (true,) = (member for member in members if member.name == "agent-001")
+        proof = {"certificate": true.certificate, "signature": true.signature}
+        await connection.send(Status(0, 1.0, members=(replace(victim, **proof),)))
+        with suppress(TransportError):
+            while True:
+                await connection.receive()
+        await connection.close()
+
+    observed, agents = beside_a_hostile_neighbour(tmp_path, slander)
+    assert observed.reasons("dropped") == ["an announcement of agent-001 that agent-001 did not sign"]
+    assert agents[0].gossip.membership.members["agent-001"].heartbeat < 1 << 32

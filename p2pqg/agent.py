@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pqg import __version__
-from p2pqg.config import AgentTable, NetworkFile, RunSettings
+from p2pqg.config import AgentTable, NetworkFile, RunSettings, check_lag
 from p2pqg.discovery import Announcement, Discovery
 from p2pqg.errors import ConfigError, P2PQGError, TransportError
 from p2pqg.gossip.agreement import Agreement
@@ -92,6 +92,7 @@ class Agent:
             raise ConfigError(
                 f"expected one of {', '.join(network.names)}, found {table.name}", key="agent.name"
             )
+        check_lag(table, network)
         self.name, self.names = table.name, network.names
         self.discovery = discovery
         self.settings, self.table, self.home, self.observe = settings, table, home, observe
@@ -134,7 +135,10 @@ class Agent:
             joining=True,
         )
         address = network.addresses.get(self.name, "") if table.advertise is None else table.advertise
-        membership = Membership(Member(self.name, 1, JOINING, address, self.training.round))
+        membership = Membership(
+            Member(self.name, 1, JOINING, address, self.training.round),
+            seal=transport.seal(network.name, network.run),
+        )
         for peer, its_address in network.addresses.items():
             membership.learn(peer, its_address)
         self.graphs: Graphs = (

@@ -360,6 +360,19 @@ class NetworkFile(RunSettings):
         return topology.build(self.topology, len(self.agents))
 
 
+def check_lag(table: AgentTable, network: NetworkFile) -> None:
+    """Raise `ConfigError` for an agent that would go on without slow neighbours in a graph that changes from
+    round to round. Who is left behind must leave rounds out to meet the others again, and aims at a round
+    beyond theirs (`p2pqg.gossip.pace`); where two neighbours meet in some rounds only, being ahead says
+    nothing and the round aimed at may be none of theirs: the slow one would be alone for good."""
+    if table.lag == "skip" and network.membership == "fixed" and (period := network.build().period) > 1:
+        raise ConfigError(
+            f'expected "wait", because in {network.topology} neighbours meet in some of {period} rounds, '
+            'so that a slow one could not catch up; found "skip"',
+            key="agent.lag",
+        )
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -384,6 +397,10 @@ def load_agent(path: Path) -> tuple[AgentSettings, NetworkFile]:
         key: value for key, value in read_table(alone.network.file).items() if key in RunSettings.model_fields
     }
     merged = validate(AgentSettings, _merge(common, own), where=str(path), base=path.parent)
+    try:
+        check_lag(merged.agent, network)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=str(path), key=error.key) from None
     return merged, network
 
 

@@ -38,7 +38,8 @@ from p2pqg.telemetry.journal import Journal, Privacy, View
 from p2pqg.telemetry.status import Status
 from p2pqg.transport.grpc import GrpcTransport
 
-WATCH_CERTIFICATE_S = 60.0
+WATCH_S = 5.0
+"""How often certificates and the revocation list are looked at."""
 INSECURE = "INSECURE: connections are neither encrypted nor authenticated"
 
 
@@ -256,14 +257,15 @@ class Daemon:
         }
 
     async def _watch(self) -> None:
-        """Say once what needs an operator: a certificate may expire during a run."""
+        """Say once what needs an operator: a certificate may expire during a run. Cut off who was revoked."""
         while True:
             problems = self.problems()
             for problem in problems:
                 if problem.split(":")[0] not in {seen.split(":")[0] for seen in self._last_problems}:
                     self.observe("problem", {"problem": problem})
             self._last_problems = problems
-            await asyncio.sleep(WATCH_CERTIFICATE_S)
+            await self.transport.enforce()
+            await asyncio.sleep(WATCH_S)
 
     def _lines(self, name: str, max_bytes: int | None = None) -> JsonLines:
         return self._opened.enter_context(JsonLines(self.home.folder / name, max_bytes=max_bytes))

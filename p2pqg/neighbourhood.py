@@ -19,10 +19,11 @@ from torch import Tensor
 
 from p2pqg import seeds
 from p2pqg.errors import IncompatiblePeer, RemoteProtocolError, TransportError
+from p2pqg.gossip.allowance import Allowance
 from p2pqg.gossip.edge import Position, check_greeting
 from p2pqg.gossip.graphs import Graphs
 from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send
-from p2pqg.gossip.membership import Membership
+from p2pqg.gossip.membership import MOST_MEMBERS, Membership
 from p2pqg.gossip.messages import CHUNK_BYTES, Data, GetState, Hello, Message, Refuse, StateHead
 from p2pqg.gossip.snapshot import Download, Snapshot
 from p2pqg.transport.base import Connection, Transport
@@ -45,6 +46,15 @@ GRACE_S = 2.0
 """How long an agent that finds its network running waits for the rest of its neighbours."""
 DONATIONS = 2
 """Agents that are sent our state at once."""
+STATES = (4.0, 1 / 60)
+"""Our state, so many times for each peer, and so many more a second; a part that is asked for again counts
+as that part."""
+MESSAGES = (1024.0, 20.0)
+"""Messages that are read from a peer at once, and a second, besides those of the exchanges."""
+MESSAGES_OF_EXCHANGE = 8
+"""More than an exchange takes besides its payload."""
+SLOWED_S = 10.0
+"""How long a connection is read slowly, as the peer sends more than that, before it is dropped."""
 KEPT_S = 30.0
 """How long a state stays for a receiver whose connection broke."""
 STALLED_S = 10.0
@@ -67,6 +77,7 @@ class _Link:
     dialled: bool = False
     since_s: float = 0.0
     wanted_s: float = 0.0
+    slowed_s: float = 0.0
     lifetime: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
 
     def put(self, message: Message) -> None:
@@ -104,6 +115,8 @@ class Neighbourhood:
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._sought: set[str] = set()
         self._contact, self._contacted_s = "", -math.inf
+        self._messages: dict[str, Allowance] = {}
+        self._states: dict[str, Allowance] = {}
         self._kept: Snapshot | None = None
         self._donating = 0
         self._links: dict[str, _Link] = {}
@@ -112,7 +125,9 @@ class Neighbourhood:
         self._exchanged: asyncio.Future[Exchanged] | None = None
         self._bytes: dict[str, tuple[int, int]] = {}  # of connections that are gone
         self._leaving = self._closing = False
-        self._outbox_bytes = OUTBOX_PAYLOADS * gossip.rules.vectors * gossip.rules.vector_bytes
+        payload_bytes = gossip.rules.vectors * gossip.rules.vector_bytes
+        self._outbox_bytes = OUTBOX_PAYLOADS * payload_bytes
+        self._messages_of_exchange = MESSAGES_OF_EXCHANGE + math.ceil(payload_bytes / CHUNK_BYTES)
 
     # ---- the agent's side
 
@@ -170,7 +185,7 @@ class Neighbourhood:
         """The state of a neighbour that takes part, shaped as `like`, and the round it belongs to. The most
         advanced is asked first; a donor that breaks off is asked for the rest once, then the next one. Raises
         `TransportError` if nobody gives it."""
-        download, reasons = Download(like), dict[str, str]()
+        download, reasons, pause = Download(like), dict[str, str](), RETRY_S[0]
         end_s = self._now() + timeout_s
         while self._now() < end_s and not self._leaving:
             rounds = self.gossip.rounds
@@ -187,7 +202,8 @@ class Neighbourhood:
                         head = download.head
                         self._observe("fetched", {"peer": donor, "round": head.round, "bytes": head.size})
                         return tensors, head.round
-            await asyncio.sleep(RETRY_S[0])
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_S[1])
         told = "; ".join(f"{donor}: {reason}" for donor, reason in reasons.items())
         raise TransportError(f"no neighbour gives its state: {told or 'none takes part'}")
 
@@ -204,6 +220,8 @@ class Neighbourhood:
     ) -> Exchanged:
         """One exchange with the neighbours of this round; ends when every edge has committed or missed."""
         self._exchanged = asyncio.get_running_loop().create_future()
+        for peer in {*incoming, *outgoing}:
+            _allowance(self._messages, peer, MESSAGES).grant(self._messages_of_exchange)
         self.gossip.begin(
             position,
             payload,
@@ -264,7 +282,7 @@ class Neighbourhood:
     async def _download(self, donor: str, download: Download) -> None:
         address = self.membership.address(donor)
         if not address:
-            raise TransportError("it cannot be dialled")
+            raise TransportError("it only dials out, so it cannot be asked")
         connection = await self._transport.dial(donor, address)
         try:
             await connection.send(replace(self._greeting, fetches=True))
@@ -297,8 +315,14 @@ class Neighbourhood:
             await connection.send(Refuse("state", "an agent that takes part and is free", found))
             return
         kept = self._kept if self._kept and self._kept.checksum == asked.snapshot else None
+        offset = min(asked.offset, len(kept.payload)) if kept else 0
+        share = 1 - offset / max(len(kept.payload), 1) if kept else 1.0
+        if not _allowance(self._states, peer, STATES).affords(share, self._now()):
+            expected = f"at most {STATES[0]:g} times, then once in {1 / STATES[1]:g} s"
+            self._observe("slowed", {"peer": peer, "reason": f"state: expected to be asked {expected}"})
+            await connection.send(Refuse("state", f"to be asked {expected}", "more"))
+            return
         given = kept or await self._snapshot()
-        offset = min(asked.offset, len(given.payload)) if kept else 0
         self._kept = given
         self._donating += 1
         try:
@@ -429,7 +453,8 @@ class Neighbourhood:
             check_greeting(self._greeting, hello, hello.agent)
         except IncompatiblePeer as error:
             return Refuse(error.item, error.expected, error.found)
-        if self.membership.admits(hello.agent) and (self._living or hello.fetches):
+        room = len(self.gossip.edges) < MOST_MEMBERS
+        if self.membership.admits(hello.agent) and ((self._living and room) or hello.fetches):
             return None
         return Refuse("agent", f"a neighbour of {self._greeting.agent}", hello.agent)
 
@@ -454,6 +479,7 @@ class Neighbourhood:
                     message = await connection.receive()
                     if self._links.get(peer) is not link:
                         break
+                    await self._slow_down(peer, link)
                     self.gossip.received(peer, message, self._now())
                     self._carry_out()
                     if not welcome and peer in self.gossip.live:
@@ -472,6 +498,21 @@ class Neighbourhood:
             finally:
                 self._count(peer, connection)
         return welcome
+
+    async def _slow_down(self, peer: str, link: _Link) -> None:
+        """Wait as long as it takes for what the peer has sent to be what it may send; meanwhile its messages
+        pile up at its end. Raises `RemoteProtocolError` if it does not come to its senses."""
+        owed_s = _allowance(self._messages, peer, MESSAGES).owed_s(1, self._now())
+        if not owed_s:
+            return
+        reason = "it sends more messages than exchanges take"
+        if not link.slowed_s:
+            self._observe("slowed", {"peer": peer, "reason": reason})
+        if (slowed_s := link.slowed_s + owed_s) > SLOWED_S:
+            self._observe("dropped", {"peer": peer, "reason": reason})
+            raise RemoteProtocolError(reason)
+        link.slowed_s = slowed_s
+        await asyncio.sleep(owed_s)
 
     async def _write(self, peer: str, link: _Link) -> None:
         """Hand messages to the wire one by one; its back pressure is the only queue control there is."""
@@ -537,6 +578,11 @@ class Neighbourhood:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _allowance(of: dict[str, Allowance], peer: str, rate: tuple[float, float]) -> Allowance:
+    """That of `peer`; beyond a number of names that nobody can have earned, one for all others."""
+    return of.setdefault(peer if peer in of or len(of) < MOST_MEMBERS else "", Allowance(*rate))
 
 
 def _payload_bytes(message: Message) -> int:

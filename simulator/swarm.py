@@ -192,8 +192,9 @@ class Swarm:
         spec = tasks[0].spec
         trained, buffers, rounds = self._checkpoints(tasks)
         lines = list(self._metrics(rounds))
-        scores = evaluate(tasks, trained, buffers).numbers()
-        lines[rounds - 1] |= scores
+        training = [line for line in lines if line["round"] <= rounds]
+        last = training[-1]
+        last |= evaluate(tasks, trained, buffers).numbers()
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.folder.metrics, text.encode())
         x = torch.stack(
@@ -216,8 +217,8 @@ class Swarm:
             "parameters": spec.d,
             "rounds": rounds,
             "gossip_rounds": cards[0]["gossip_only_rounds"],
-            "best": best(lines[:rounds]),
-            "last": {k: v for k, v in lines[rounds - 1].items() if k not in ("round", "lr")},
+            "best": best(training),
+            "last": {k: v for k, v in last.items() if k not in ("round", "lr", "missing")},
             "final": final,
             "bytes_sent": {"mean": sum(sent) / len(sent), "max": max(sent)},
             "participation": {card["agent"]: card["participation"] for card in cards},
@@ -264,17 +265,24 @@ class Swarm:
         return torch.stack(x), buffers, rounds.pop()
 
     def _metrics(self, rounds: int) -> Iterator[dict[str, Any]]:
-        """One line a round, over all agents."""
-        for lines in zip(*(read_metrics(m.home / "metrics.jsonl") for m in self.members), strict=True):
-            if lines[0]["round"] > rounds:
-                yield {
-                    "round": lines[0]["round"],
-                    "disagreement": max(line["disagreement"] for line in lines),
-                }
+        """One line a round, over the agents that did it; `missing` names those that left it out, because they
+        were behind or away. The last round of training has a line in any case."""
+        done: dict[int, dict[str, dict[str, Any]]] = {rounds: {}}
+        for member in self.members:
+            for line in read_metrics(member.home / "metrics.jsonl"):
+                done.setdefault(line["round"], {})[member.name] = line
+        for round, own in sorted(done.items()):
+            lines = list(own.values())
+            absent = [member.name for member in self.members if member.name not in own]
+            missing = {"missing": absent} if absent else {}
+            if not lines or round > rounds:
+                apart = {"disagreement": max(line["disagreement"] for line in lines)} if lines else {}
+                yield {"round": round, **apart, **missing}
                 continue
             losses = [line["loss"] for line in lines]
             merged = {
-                "round": lines[0]["round"],
+                "round": round,
+                **missing,
                 "lr": lines[0]["lr"],
                 "train_loss": None if None in losses else sum(losses) / len(losses),
                 "round_s": max(line["round_s"] for line in lines),
@@ -282,7 +290,10 @@ class Swarm:
             }
             accuracies = [line["test_accuracy"] for line in lines if line.get("test_accuracy") is not None]
             if accuracies:
-                merged |= {"mean_accuracy": sum(accuracies) / len(lines), "worst_accuracy": min(accuracies)}
+                merged |= {
+                    "mean_accuracy": sum(accuracies) / len(accuracies),
+                    "worst_accuracy": min(accuracies),
+                }
             yield merged
 
     def _end(self, number: signal.Signals) -> None:

@@ -35,7 +35,19 @@ def network() -> None:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to make it (a folder NAME).")
 @click.option("--task", default="digits", show_default=True)
 @click.option("--algorithm", default="qg-dsgdm-n", show_default=True)
-@click.option("--topology", default="ring", show_default=True)
+@click.option(
+    "--topology",
+    default="ring",
+    show_default=True,
+    help="ring, torus, 4-regular, exponential, complete, ...; an unknown one is answered by the list.",
+)
+@click.option(
+    "--membership",
+    type=click.Choice(["fixed", "alive"]),
+    default="fixed",
+    show_default=True,
+    help="Whether the graph is over all agents, or over whoever is alive.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=600, show_default=True)
 @click.option("--lr", type=float, default=0.1, show_default=True)
 @click.option("--days", type=click.FloatRange(min=1), default=AUTHORITY_DAYS, show_default=True,
@@ -46,6 +58,7 @@ def create(
     task: str,
     algorithm: str,
     topology: str,
+    membership: str,
     rounds: int,
     lr: float,
     days: float,
@@ -54,17 +67,26 @@ def create(
     import tomllib
 
     from p2pqg.config import RunSettings, validate
-    from p2pqg.topology import TOPOLOGIES
+    from p2pqg.topology.named import named
+    from p2pqg.topology.rules import check_rule
 
     folder = folder or Path(name)
-    text = network_toml(name, topology=topology, rounds=rounds, task=task, algorithm=algorithm, lr=lr)
+    try:
+        named(topology) if membership == "fixed" else check_rule(topology)
+    except ConfigError as error:
+        raise ConfigError(error.message, where="--topology") from None
+    text = network_toml(
+        name,
+        topology=topology,
+        membership=membership,
+        rounds=rounds,
+        task=task,
+        algorithm=algorithm,
+        lr=lr,
+    )
     table = tomllib.loads(text)  # without agents yet, so the graph itself cannot be built
     common = {key: value for key, value in table.items() if key in RunSettings.model_fields}
     validate(RunSettings, common, where=str(folder / NETWORK))
-    if topology not in TOPOLOGIES:
-        raise ConfigError(
-            f"expected one of {', '.join(sorted(TOPOLOGIES))}, found {topology!r}", where="--topology"
-        )
     if (folder / NETWORK).exists():
         raise ConfigError("expected no network there yet", where=str(folder / NETWORK))
     authority = Authority.create(folder, name, days=days)
@@ -141,7 +163,7 @@ def revoke(name: str, folder: Path) -> None:
     number = Authority.open(folder).revoke(name)
     click.echo(f"revoked {name}; this is revocation list number {number}")
     click.echo(f"Copy {folder / 'revoked.pem'} into the home of every agent. It is signed, any way will do;")
-    click.echo("agents read it by themselves. Connections that stand are not cut: restart those agents.")
+    click.echo("agents read it by themselves, and cut the connections that stand within seconds.")
 
 
 @network.command()

@@ -54,7 +54,8 @@ NETWORK = """\
 
 name = {name}
 run = "1"                         # change it to start over
-topology = {topology}             # ring, torus, complete, star, one-peer-exponential, one-peer-hypercube, ...
+topology = {topology}             # ring, torus, 4-regular, exponential, complete, star, ...
+membership = {membership}         # the graph is over all agents ("fixed") or over whoever is alive ("alive")
 rounds = {rounds}
 # seed = 0
 # eval_every = 0                  # rounds between evaluations; 0 evaluates at the end only
@@ -96,10 +97,10 @@ def agent_toml(name: str, listen: str, data: Path | None = None) -> str:
     )
 
 
-def network_toml(name: str, *, topology: str, rounds: int, task: str, algorithm: str, lr: float) -> str:
-    """The settings of a network."""
-    quoted = {"name": name, "topology": topology, "task": task, "algorithm": algorithm}
-    return NETWORK.format(rounds=rounds, lr=lr, **{key: json.dumps(value) for key, value in quoted.items()})
+def network_toml(name: str, *, rounds: int, lr: float, **names: str) -> str:
+    """The settings of a network; `names` are its topology, membership, task and algorithm."""
+    quoted = {key: json.dumps(value) for key, value in {"name": name, **names}.items()}
+    return NETWORK.format(rounds=rounds, lr=lr, **quoted)
 
 
 def member_toml(name: str, address: str) -> str:

@@ -229,14 +229,9 @@ class Edge:
         self._greeted, self.peer_hello, self.left, self._said_goodbye = True, None, False, False
         self._told, self._last_status = 0, -math.inf
         undecided = self._doubt[0] if self._doubt else None
-        greeting = self.greeting
         self._send_now(
-            Hello(
-                greeting.network,
-                greeting.run,
-                greeting.agent,
-                greeting.incarnation,
-                greeting.settings,
+            replace(
+                self.greeting,
                 round=round,
                 next_seq=self._seq,
                 undecided=undecided,

@@ -7,6 +7,10 @@ stays alive for as long as anybody hears it, and after a partition both sides fi
 moving again. SWIM's suspicion and refutation would save traffic in large networks (here it is n records a
 second on every edge) for more states and messages.
 
+Nobody can say of another what that one did not say, either: with certificates every record carries its
+subject's signature (`Seal`). Whoever passes on a record that is not its subject's is dropped; a record of
+somebody who is not let in here is passed over.
+
 Views differ for some seconds after every change. Nothing depends on them being equal; see
 `p2pqg.topology.rules`.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from p2pqg.gossip.messages import ALIVE, LEFT, MAX_MEMBERS, Member
 
@@ -23,14 +28,41 @@ BEAT_S = 1.0
 MOST_MEMBERS = 1024
 """Members that are remembered; nothing a peer says takes more memory."""
 MAX_HEARTBEAT = 1 << 63
+MAX_NEWS_BYTES = 1 << 15
+"""Of the members in one STATUS."""
+
+
+class Seal(Protocol):
+    """Proves who says a record."""
+
+    def sign(self, member: Member) -> Member:
+        """The own record with what proves it."""
+
+    def proves(self, member: Member) -> bool:
+        """Whether its subject said it, and is one that is let in. Raises `RemoteProtocolError` if it is
+        certain that somebody else did."""
+
+
+class Unsealed:
+    """Without certificates nothing can be proved: on one machine, or where `--insecure` is spelled out."""
+
+    def sign(self, member: Member) -> Member:
+        return member
+
+    def proves(self, member: Member) -> bool:
+        return True
 
 
 class Membership:
-    """The members that `own` has heard of. `admits(name)` says who may be one."""
+    """The members that `own` has heard of. `admits(name)` says who may be one, `seal` what they said."""
 
-    def __init__(self, own: Member, admits: Callable[[str], bool] = lambda name: True) -> None:
+    def __init__(
+        self, own: Member, admits: Callable[[str], bool] = lambda name: True, seal: Seal | None = None
+    ) -> None:
         self.own = own
         self.admits = admits
+        self._seal: Seal = seal or Unsealed()
+        self._certified: dict[str, int] = {}
         self._addresses: dict[str, str] = {}
         self._members: dict[str, Member] = {}
         self._silent_s: dict[str, float] = {}
@@ -75,9 +107,9 @@ class Membership:
     @property
     def absent(self) -> tuple[str, ...]:
         """Those who can be dialled, have not left, and whose heart does not beat here: not started yet, dead,
-        or on the other side of a partition."""
+        or on the other side of a partition. Who left and comes back dials us, unless nobody can."""
         here = {member.name for member in self.here}
-        left = {name for name, member in self._members.items() if member.state == LEFT}
+        left = {name for name, member in self._members.items() if member.state == LEFT and self.own.address}
         known = self._addresses.keys() | self._members.keys()
         return tuple(sorted(name for name in known - here - left if self.address(name)))
 
@@ -104,33 +136,57 @@ class Membership:
             self._set_own(self.own)
 
     def hear(self, members: Iterable[Member]) -> None:
-        """Take over what is newer."""
+        """Take over what is newer, and its subject's own. Raises `RemoteProtocolError` for what is forged."""
         for member in members:
             if member.heartbeat >= MAX_HEARTBEAT:
                 continue
-            if member.name == self.own.name:
-                if member.heartbeat >= self.own.heartbeat and member != self.own:  # an earlier life of ours
-                    self._set_own(replace(self.own, heartbeat=member.heartbeat))
-                continue
-            known = self._members.get(member.name)
+            known = self.own if member.name == self.own.name else self._members.get(member.name)
             if known is None and (len(self._members) >= MOST_MEMBERS or not self.admits(member.name)):
                 continue
-            if known is None or member.heartbeat > known.heartbeat:
+            if known is not None and not member.certificate:  # it was told before
+                member = replace(member, certificate=known.certificate)
+            if known is self.own:
+                other = member.heartbeat >= known.heartbeat and _said(member) != _said(known)
+                if other and self._seal.proves(member):  # an earlier life of ours
+                    self._set_own(replace(self.own, heartbeat=member.heartbeat))
+            elif (known is None or member.heartbeat > known.heartbeat) and self._seal.proves(member):
                 self._members[member.name] = member
                 self._silent_s[member.name] = 0.0
                 self._note(member.name)
+                if known is None or member.certificate != known.certificate:
+                    self._certified[member.name] = self._changes
 
     def news(self, since: int) -> tuple[tuple[Member, ...], int]:
         """What changed after the change `since`, oldest first and as much as one STATUS holds, and the last
-        change that is told."""
-        everyone = self.members
-        changed = sorted((at, name) for name, at in self._changed.items() if at > since)[:MAX_MEMBERS]
-        return tuple(everyone[name] for _, name in changed), changed[-1][0] if changed else since
+        change that is told. A certificate that was told with an earlier change is left out."""
+        self._sign_own()
+        everyone, told, size = self.members, list[Member](), 0
+        for at, name in sorted((at, name) for name, at in self._changed.items() if at > since)[:MAX_MEMBERS]:
+            member = everyone[name]
+            if self._certified.get(name, 0) <= since:
+                member = replace(member, certificate=b"")
+            size += len(member.certificate) + len(member.signature) + 4 * len(name + member.address) + 64
+            if told and size > MAX_NEWS_BYTES:
+                break
+            told.append(member)
+            last = at
+        return tuple(told), last if told else since
+
+    def _sign_own(self) -> None:
+        if not self.own.signature:
+            before, self.own = self.own.certificate, self._seal.sign(self.own)
+            if self.own.certificate != before:
+                self._certified[self.own.name] = self._changed[self.own.name]
 
     def _set_own(self, own: Member) -> None:
-        self.own = replace(own, heartbeat=own.heartbeat + 1)
+        self.own = replace(own, heartbeat=own.heartbeat + 1, signature=b"")
         self._note(own.name)
 
     def _note(self, name: str) -> None:
         self._changes += 1
         self._changed[name] = self._changes
+
+
+def _said(member: Member) -> Member:
+    """What a record says, without what proves it."""
+    return replace(member, certificate=b"", signature=b"")

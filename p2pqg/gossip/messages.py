@@ -31,13 +31,16 @@ STATES = (JOINING, ALIVE, LEFT)
 @dataclass(frozen=True, slots=True)
 class Member:
     """What an agent says of itself and others pass on. A larger `heartbeat` is newer; `address` is where it
-    can be dialled, empty if it cannot; `round` the one it is in."""
+    can be dialled, empty if it cannot; `round` the one it is in. With certificates it is signed by its
+    subject, see `p2pqg.security.seal`."""
 
     name: str
     heartbeat: int = 0
     state: str = JOINING
     address: str = ""
     round: int = 0
+    certificate: bytes = field(default=b"", repr=False)
+    signature: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

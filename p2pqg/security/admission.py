@@ -2,8 +2,9 @@
 
 Revocation is a *signed list* (X.509 CRL) and not an allow-list of certificates: it is short, it is safe to
 send by any way because the authority signed it, and a renewed certificate needs no change at the other
-sites. An allow-list of names or keys is the site's own choice on top. Both are read again when their file
-changes, so a revocation needs no restart; connections that stand are not cut.
+sites. An allow-list of names or keys is the site's own choice on top. The list is read again when its file
+changes, so a revocation needs no restart; it also ends the connections that stand. An expiry does not: who
+forgot to renew trains on with whom it is connected to, and whose key was stolen must be gone.
 
 TLS in gRPC for Python shows the accepting end the dialler's certificate, but not the reverse. So the
 acceptor proves its certificate once more, inside the stream: it signs the dialler's random challenge
@@ -43,6 +44,8 @@ class Admission:
     allow: tuple[str, ...] | None = None
     _stamp: Stamp | None = field(default=(0, 0, 0), repr=False)
     _serials: frozenset[int] = field(default=frozenset(), repr=False)
+    _issued: set[bytes] = field(default_factory=set, repr=False)
+    """Digests of certificates that the authority was seen to have signed."""
     number: int | None = None
     """Of the revocation list in force; None without one."""
 
@@ -75,18 +78,25 @@ class Admission:
     def check(self, certificate: x509.Certificate) -> str:
         """The name of the agent that holds the certificate. Raises `RemoteProtocolError` with the reason if
         it is not let in."""
+        name = self.vouch(certificate)
+        if why := outside_its_dates(certificate):
+            raise RemoteProtocolError(f"{name}'s certificate is {why}")
+        return name
+
+    def vouch(self, certificate: x509.Certificate) -> str:
+        """`check`, without asking for the dates: whether one that was let in may stay."""
         with contextlib.suppress(ConfigError):  # the list in force stays; `problem` says what is wrong
             self.refresh()
         names = dns_names(certificate)
         if len(names) != 1:
             raise RemoteProtocolError(f"expected a certificate with one dNSName, found {len(names)}")
         (name,) = names
-        try:
-            certificate.verify_directly_issued_by(self.authority)
-        except (ValueError, TypeError, InvalidSignature):
-            raise RemoteProtocolError(f"{name}'s certificate is not of this network") from None
-        if why := outside_its_dates(certificate):
-            raise RemoteProtocolError(f"{name}'s certificate is {why}")
+        if (issued := certificate.fingerprint(hashes.SHA256())) not in self._issued:
+            try:
+                certificate.verify_directly_issued_by(self.authority)
+            except (ValueError, TypeError, InvalidSignature):
+                raise RemoteProtocolError(f"{name}'s certificate is not of this network") from None
+            self._issued.add(issued)
         if certificate.serial_number in self._serials:
             raise RemoteProtocolError(f"{name}'s certificate is revoked")
         if self.allow is not None and not self._allowed(name, fingerprint(certificate)):

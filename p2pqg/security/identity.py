@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from p2pqg.errors import ConfigError
 from p2pqg.security.admission import Admission
-from p2pqg.security.certificates import days_left, dns_names, fingerprint, outside_its_dates
+from p2pqg.security.certificates import PrivateKey, days_left, dns_names, fingerprint, outside_its_dates
 from p2pqg.security.files import Stamp, read, stamp
 
 RENEW_DAYS = 30
@@ -47,6 +48,11 @@ class Identity:
     def x509(self) -> x509.Certificate:
         """The certificate, parsed."""
         return x509.load_pem_x509_certificate(self.certificate)
+
+    @cached_property
+    def key(self) -> PrivateKey:
+        """The private key, parsed."""
+        return cast(PrivateKey, load_pem_private_key(self.private_key, password=None))
 
     @property
     def fingerprint(self) -> str:

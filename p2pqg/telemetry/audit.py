@@ -22,7 +22,7 @@ REPEAT_S = 600.0
 MAX_REMEMBERED = 1000
 """Different refusals within `REPEAT_S` that are told apart; beyond them, they are counted together."""
 
-REFUSALS = ("refused", "stranger", "dropped")
+REFUSALS = ("refused", "stranger", "dropped", "slowed")
 RECORDED = (
     *REFUSALS,
     "started",

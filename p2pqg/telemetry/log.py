@@ -17,7 +17,7 @@ from p2pqg.telemetry.jsonl import JsonLines
 Form = Literal["auto", "console", "json"]
 
 WARNINGS = {
-    "missed", "disconnected", "refused", "dropped", "stranger", "problem", "fallback", "privacy",
+    "missed", "disconnected", "refused", "dropped", "slowed", "stranger", "problem", "fallback", "privacy",
     "budget_spent",
 }  # fmt: skip
 ERRORS = {"failed"}

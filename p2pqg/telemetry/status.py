@@ -68,6 +68,8 @@ class Status:
                     self._peer(details["peer"]).update(connected=True, problem=None)
                 case "disconnected" | "left" | "refused" | "dropped":
                     self._peer(details["peer"]).update(connected=False, problem=details["reason"])
+                case "slowed":
+                    self._peer(details["peer"])["problem"] = details["reason"]
                 case "missed":
                     peer = self._peer(details["peer"])
                     peer["missed"] += 1
@@ -107,7 +109,6 @@ class Status:
             self._scores = {key: details[key] for key in ("round", "test_loss", "test_accuracy")}
         for name, (sent, received) in details.get("exchanged", {}).items():
             peer = self._peer(name)
-            peer["connected"] = True
             peer["rounds"] += 1
             peer["last_round"] = details["round"]
             peer["model_bytes_sent"] += sent

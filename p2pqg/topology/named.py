@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import networkx as nx
@@ -116,15 +117,22 @@ TOPOLOGIES: dict[str, Callable[[int], Topology]] = {
 def build(name: str, n: int) -> Topology:
     """The named topology over n agents; ``4-regular`` and the like for any degree. Raises `ConfigError` for
     an unknown name or an impossible n."""
-    degree = re.fullmatch(r"(\d{1,4})-regular", name)
-    if name not in TOPOLOGIES and not degree:
+    rule = named(name)
+    if n < 1:
+        raise ConfigError(f"expected at least 1 agent, found {n}", key="agents")
+    return rule(n)
+
+
+def named(name: str) -> Callable[[int], Topology]:
+    """What makes the topology of this name over n agents. Raises `ConfigError` for an unknown name."""
+    if degree := re.fullmatch(r"(\d{1,4})-regular", name):
+        return partial(regular, int(degree[1]))
+    if name not in TOPOLOGIES:
         raise ConfigError(
             f"expected one of {', '.join(TOPOLOGIES)}, or 4-regular and the like; found {name!r}",
             key="topology",
         )
-    if n < 1:
-        raise ConfigError(f"expected at least 1 agent, found {n}", key="agents")
-    return regular(int(degree[1]), n) if degree else TOPOLOGIES[name](n)
+    return TOPOLOGIES[name]
 
 
 def from_networkx(graph: nx.Graph[Any], name: str = "graph") -> Topology:

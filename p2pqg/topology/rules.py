@@ -20,7 +20,7 @@ import networkx as nx
 
 from p2pqg.errors import ConfigError
 from p2pqg.topology.graph import Graph, Topology
-from p2pqg.topology.named import build, twisted_torus
+from p2pqg.topology.named import build, named, twisted_torus
 
 Edges = Sequence[tuple[str, str]]
 
@@ -59,6 +59,7 @@ def choose(rule: str, members: Mapping[str, bool], edges: Edges | None = None) -
 
 def check_rule(rule: str) -> None:
     """Raise `ConfigError` unless `rule` makes one undirected graph over any number of members."""
+    named(rule)
     for n in range(2, 8):
         try:
             list(_by_rule(rule, [f"agent {i}" for i in range(n)]))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from p2pqg.errors import RemoteProtocolError, TransportError
+from p2pqg.gossip.membership import Seal
 from p2pqg.gossip.messages import Message
 
 GRACE_S = 5.0
@@ -66,6 +67,9 @@ class Transport(Protocol):
     async def dial(self, peer: str, address: str) -> Connection:
         """Connect to the agent named `peer`. Raises `TransportError` if it cannot be reached or proves
         another name."""
+
+    def seal(self, network: str, run: str) -> Seal:
+        """What proves to others what this agent says of itself in a run of a network, and the reverse."""
 
     async def close(self) -> None:
         """Stop listening and end every connection."""

@@ -12,18 +12,22 @@ import asyncio
 import errno
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from p2pqg.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from p2pqg.gossip.allowance import Allowance
+from p2pqg.gossip.membership import Seal, Unsealed
 from p2pqg.gossip.messages import Message
 from p2pqg.security import Identity
 from p2pqg.security.admission import CHALLENGE_BYTES, prove, verify
 from p2pqg.security.certificates import pem
+from p2pqg.security.seal import CertificateSeal
 from p2pqg.transport.base import GRACE_S, Accept, finish, serve
 from p2pqg.wire.codec import MAX_FRAME_BYTES, decode, encode
 
@@ -35,6 +39,10 @@ METHOD = f"/{SERVICE}/Exchange"
 DIAL_TIMEOUT_S = 10.0
 MAX_INBOUND = 256
 """Inbound streams served at once."""
+MAX_OF_PEER = 8
+"""The same for one peer: exchanges (twice, if both ends dial), state, checks, and ends that linger."""
+OPENINGS = (32.0, 2.0)
+"""Streams that a peer may open at once, and a second in the long run."""
 CHALLENGE, CERTIFICATE, PROOF = "p2pqg-challenge-bin", "p2pqg-certificate-bin", "p2pqg-proof-bin"
 """Metadata in which the accepting end proves its certificate, see `p2pqg.security.admission`."""
 
@@ -77,6 +85,8 @@ class GrpcConnection:
         self.bytes_sent = self.bytes_received = 0
         self._stream = stream
         self._peer_identity = peer_identity
+        self.certificate: x509.Certificate | None = None
+        """What the peer proved its name with."""
         self._sending = asyncio.Lock()
         self._reading: asyncio.Task[Any] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -101,6 +111,7 @@ class GrpcConnection:
         try:
             frame = await self._read()
         except (TransportError, RemoteProtocolError) as error:
+            self._raise_if_ended()  # by this end, which knows why
             self.end(str(error))
             raise
         if frame is grpc.aio.EOF:
@@ -194,6 +205,13 @@ class _Accepted(GrpcConnection):
         self.finished.set()
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Answers when asked. It sends no news, because a stream of them is one that nobody limits."""
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+
 class GrpcTransport:
     """Listens at `bind` (``host:port``, port 0 for any free one) and dials ``host:port`` addresses.
 
@@ -213,9 +231,12 @@ class GrpcTransport:
         self._refused = refused
         self._server: Any = None
         self._accept: Accept | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._dialled: set[GrpcConnection] = set()
         self._inbound: dict[_Accepted, asyncio.Task[None]] = {}
+        self._open: Counter[str] = Counter()
+        self._openings: dict[str, Allowance] = {}
+        self._told: dict[str, str] = {}
 
     async def listen(self, accept: Accept) -> str:
         if self._server is not None:
@@ -255,7 +276,7 @@ class GrpcTransport:
                 await _outcome(_start(call.read()))
                 raise TransportError("refused")
             if identity is not None:
-                self._admit_acceptor(peer, identity, challenge, dict(metadata))
+                connection.certificate = self._admit_acceptor(peer, identity, challenge, dict(metadata))
         except (TimeoutError, TransportError, RemoteProtocolError) as error:
             await connection.abandon()
             raise TransportError(f"{peer} cannot be reached at {address}: {error or 'no answer'}") from error
@@ -265,6 +286,11 @@ class GrpcTransport:
         self._dialled.add(connection)
         return connection
 
+    def seal(self, network: str, run: str) -> Seal:
+        if self._identity is None:
+            return Unsealed()
+        return CertificateSeal(lambda: cast(Identity, self._renewed()), network, run)
+
     async def close(self) -> None:
         await self._health.enter_graceful_shutdown()
         connections = [*self._dialled, *self._inbound]
@@ -273,28 +299,71 @@ class GrpcTransport:
         if self._server is not None:
             await self._server.stop(GRACE_S)
 
+    async def enforce(self) -> None:
+        """End the connections of peers that are no longer let in, because they were revoked since; a
+        certificate that merely expired ends none."""
+        identity = self._renewed()
+        for connection in [*self._dialled, *self._inbound]:
+            if identity is None or connection.certificate is None:
+                continue
+            try:
+                identity.admission.vouch(connection.certificate)
+            except RemoteProtocolError as error:
+                connection.end(str(error))
+                await connection.abandon()
+
     async def _exchange(self, _: Any, context: Any) -> None:
         """Serve one inbound stream; returning ends it."""
-        peer, name, proof = context.peer(), None, ()
-        if len(self._inbound) >= MAX_INBOUND:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"already {MAX_INBOUND} streams")
+        names = context.auth_context().get("x509_subject_alternative_name", [b""])
+        peer = bytes(names[0]).decode()
+        if reason := self._too_many(peer):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+        self._open[peer] += 1
+        try:
+            await self._serve(context)
+        finally:
+            self._open[peer] -= 1
+
+    async def _serve(self, context: Any) -> None:
+        name, certificate, proof = None, None, ()
         if self._identity is not None:
             try:
-                name, proof = self._admit_dialler(self._identity, context)
+                name, certificate, proof = self._admit_dialler(self._identity, context)
             except RemoteProtocolError as error:
                 self._refused(str(error))
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         assert self._accept is not None
         await context.send_initial_metadata(proof)
         connection = _Accepted(context, name)
+        connection.certificate = certificate
         task = asyncio.create_task(serve(self._accept, connection))
         self._inbound[connection] = task
         task.add_done_callback(lambda _: self._inbound.pop(connection))
         try:
             await connection.finished.wait()
         except asyncio.CancelledError:
-            connection.end(f"{peer} broke the connection")
+            connection.end(f"{context.peer()} broke the connection")
             raise
+
+    def _too_many(self, peer: str) -> str | None:
+        """Why `peer` (empty if nothing proves a name) may open no stream now; found before its certificate
+        costs any arithmetic."""
+        if self._open.total() >= MAX_INBOUND:
+            return f"already {MAX_INBOUND} streams"
+        if not peer:
+            return None
+        openings = self._openings.setdefault(peer, Allowance(*OPENINGS))
+        if self._open[peer] >= MAX_OF_PEER:
+            reason = f"{peer} has {MAX_OF_PEER} streams already"
+        elif not openings.affords(1, asyncio.get_running_loop().time()):
+            reason = f"{peer} opens more than {OPENINGS[0]:g} streams, then {OPENINGS[1]:g} a second"
+        else:
+            self._told.pop(peer, None)
+            return None
+        if self._told.get(peer) != reason:  # once is enough
+            self._told[peer] = reason
+            self._refused(reason)
+        return reason
 
     # ---- identities
 
@@ -328,21 +397,23 @@ class GrpcTransport:
             configuration(), follow, require_client_authentication=True
         )
 
-    def _admit_dialler(self, identity: Identity, context: Any) -> tuple[str, Any]:
-        """The name of the peer that opened a stream, and the metadata that prove who answers."""
+    def _admit_dialler(self, identity: Identity, context: Any) -> tuple[str, x509.Certificate, Any]:
+        """The name of the peer that opened a stream, its certificate, and the metadata that prove who
+        answers."""
         (theirs,) = context.auth_context()["x509_pem_cert"]
         certificate = x509.load_pem_x509_certificate(theirs)
         name = identity.admission.check(certificate)
         challenge = dict(context.invocation_metadata()).get(CHALLENGE)
         if not isinstance(challenge, bytes):
-            return name, ()
+            return name, certificate, ()
         proof = prove(identity.private_key, challenge, certificate)
-        return name, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
+        return name, certificate, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
 
     def _admit_acceptor(
         self, peer: str, identity: Identity, challenge: bytes, metadata: dict[str, Any]
-    ) -> None:
-        """Raises `RemoteProtocolError` unless the peer that answered proves a certificate we let in."""
+    ) -> x509.Certificate:
+        """The certificate of the peer that answered. Raises `RemoteProtocolError` unless it proves one that
+        is let in."""
         try:
             theirs, proof = bytes(metadata[CERTIFICATE]), bytes(metadata[PROOF])
             certificate = x509.load_pem_x509_certificate(theirs)
@@ -356,6 +427,7 @@ class GrpcTransport:
             raise
         if name != peer:
             raise RemoteProtocolError(f"expected {peer}, found {name}")
+        return certificate
 
 
 def open_channel(peer: str, address: str, identity: Identity | None) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pqg.errors import ConfigError, TransportError
+from p2pqg.gossip.membership import Seal, Unsealed
 from p2pqg.gossip.messages import Begin, Bye, Data, End, Hello, Message, Refuse
 from p2pqg.seeds import numpy_generator
 from p2pqg.transport.base import Accept, finish, serve
@@ -233,6 +234,9 @@ class MemoryTransport:
         self._accept = accept
         self._network._listening[self.agent] = self
         return f"memory:{self.agent}"
+
+    def seal(self, network: str, run: str) -> Seal:
+        return Unsealed()
 
     async def dial(self, peer: str, address: str) -> MemoryConnection:
         return await self._network._connect(self, peer, address)

@@ -44,6 +44,9 @@ MAX_NAME = 255
 
 MAX_SETTINGS = 128
 
+MAX_CERTIFICATE, MAX_SIGNATURE = 2048, 128
+"""Bytes; those of an agent are some 500 and 72."""
+
 _CONTROL, _DATA = 1, 2
 _DATA_VERSION = 1
 _HEADER = struct.Struct("<BB6xQQQ")  # type, version, seq, offset, length
@@ -185,6 +188,10 @@ def _check_member(member: Member) -> None:
     _check_name(member.name)
     if len(member.address) > MAX_NAME or not member.address.isprintable():
         raise ValueError(f"expected an address of printable characters, found {member.address[:80]!r}")
+    if len(member.certificate) > MAX_CERTIFICATE or len(member.signature) > MAX_SIGNATURE:
+        raise ValueError(
+            f"a certificate beyond {MAX_CERTIFICATE} or a signature beyond {MAX_SIGNATURE} bytes"
+        )
     if member.state not in STATES:
         raise ValueError(f"state is {member.state[:80]!r}, expected one of {', '.join(STATES)}")
 

@@ -186,18 +186,22 @@ class Status(_message.Message):
     def __init__(self, round: _Optional[int] = ..., sent_s: _Optional[float] = ..., echo_s: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., waiting: _Optional[bool] = ..., reached: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("name", "heartbeat", "state", "address", "round")
+    __slots__ = ("name", "heartbeat", "state", "address", "round", "certificate", "signature")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     heartbeat: int
     state: str
     address: str
     round: int
-    def __init__(self, name: _Optional[str] = ..., heartbeat: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+    certificate: bytes
+    signature: bytes
+    def __init__(self, name: _Optional[str] = ..., heartbeat: _Optional[int] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., round: _Optional[int] = ..., certificate: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Bye(_message.Message):
     __slots__ = ("reason",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from test_agents_equal_the_matrix import settings
 from village import DELAY_S, STEP_S, TIMEOUT_S, Village, play
 
-from p2pqg.errors import TransportError
+from p2pqg import agent as agent_module
+from p2pqg.errors import ConfigError, TransportError
 from p2pqg.gossip import edge
 from p2pqg.gossip.edge import PATIENCE
+from p2pqg.gossip.messages import Hello
 from p2pqg.transport.memory import Faults
 
 ROUND_S = STEP_S + 3 * DELAY_S
@@ -217,6 +220,48 @@ def test_a_peer_twenty_times_slower(lag: str) -> None:
     else:
         assert pace < 2 * ROUND_S, "the others go at theirs"
         assert len(mixed) >= 0.7 * 300 / 22, "and it contributes as often as it can"
+
+
+@pytest.mark.parametrize("topology", ["one-peer-exponential", "one-peer-hypercube"])
+def test_going_on_without_slow_neighbours_takes_a_graph_that_stays(topology: str) -> None:
+    """Else who is left behind could not aim at a round of theirs, and would be alone for good."""
+    village = Village(4, membership="fixed", topology=topology, lag="skip")
+
+    async def story() -> None:
+        with pytest.raises(ConfigError, match=f'lag: expected "wait", because in {topology} .*found "skip"'):
+            village.start(0)
+
+    play(story())
+
+
+def test_a_network_is_upgraded_one_agent_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From version 1 to those that speak 1 and 2, to those that speak 2 only; it trains all the while."""
+    run = settings("qg-dsgdm-n", rounds=150, finish={"max_rounds": 0})
+    village = Village(3, topology="complete", run=run)
+
+    def install(i: int, versions: tuple[int, int]) -> None:
+        monkeypatch.setattr(agent_module, "Hello", partial(Hello, versions=versions))
+        village.rounds[village.names[i]].clear()
+        village.start(i)
+
+    def all_mix() -> bool:
+        """Whether everybody's last three rounds were with both others."""
+        last = [village.rounds[name][-3:] for name in village.names]
+        return all(len(rounds) == 3 and all(len(r[2]) == 2 for r in rounds) for rounds in last)
+
+    async def story() -> None:
+        for i in range(3):
+            install(i, (1, 1))
+        for versions in ((1, 2), (2, 2)):
+            for i in range(3):
+                await village.until(all_mix)
+                await village.leave(i)
+                install(i, versions)
+        await village.ended()
+
+    play(story())
+    for name in village.names:
+        assert all(len(partners) == 2 for _, _, partners in village.rounds[name][-20:])
 
 
 @pytest.mark.parametrize("dial_only", [(1,), (1, 2), (0, 1, 2)])

@@ -77,7 +77,14 @@ def test_named_edges_are_taken_as_they_are() -> None:
     assert "no path from c to a" in choose("ring", without_b, edges).remark
 
 
-@pytest.mark.parametrize("rule", ["social", "one-peer-exponential", "3-regular", "line"])
+@pytest.mark.parametrize("rule", ["social", "one-peer-exponential", "3-regular"])
 def test_what_is_no_rule_for_any_number_is_refused(rule: str) -> None:
     with pytest.raises(ConfigError, match="expected a rule for any number of agents"):
         check_rule(rule)
+
+
+def test_what_is_no_rule_at_all_is_answered_by_the_list() -> None:
+    with pytest.raises(
+        ConfigError, match=r"expected one of ring, .*, or 4-regular and the like; found 'line'"
+    ):
+        check_rule("line")

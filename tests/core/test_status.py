@@ -83,6 +83,11 @@ def test_status_says_what_is_going_on_and_with_whom() -> None:
     assert zug["last_missed"] == {"round": 1, "reason": "leaving"}
 
 
+def test_a_round_that_was_mixed_before_the_connection_was_lost_does_not_bring_it_back() -> None:
+    status = status_after(*EVENTS, a_round(3, {"zug": (4, 5)}))
+    assert not status["peers"]["zug"]["connected"]
+
+
 @pytest.mark.parametrize(
     ("event", "state"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(tmp_path: Pa
 def test_a_certificate_that_expires_during_a_run_is_said_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p2pqg.daemon.WATCH_CERTIFICATE_S", 0.1)
+    monkeypatch.setattr("p2pqg.daemon.WATCH_S", 0.1)
     (name,) = network(tmp_path, 1, rounds=FOREVER)
     files = issue(tmp_path / "authority", [name], days=5 / 86400)[name]
     settings = tmp_path / name / "agent.toml"
@@ -211,6 +212,49 @@ def test_a_certificate_that_expires_during_a_run_is_said_to_have(
         until(lambda: not as_json("status", tmp_path, name)["problems"])
 
     running(tmp_path, [name], client)
+
+
+@pytest.mark.slow
+def test_a_revoked_agent_is_cut_off_and_the_others_train_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the moment the list is in the others' homes; the revoked one does not look at it."""
+    monkeypatch.setattr("p2pqg.daemon.WATCH_S", 0.1)
+    names = network(tmp_path, 3, rounds=FOREVER)
+    *honest, stolen = names
+    files = issue(tmp_path / "authority", names)
+    for name in names:
+        own = files[name]
+        tls = {"certificate": own.certificate, "private_key": own.private_key, "authority": own.authority}
+        if name in honest:
+            tls["revoked"] = tmp_path / name / "revoked.pem"
+            shutil.copy(tmp_path / "authority" / "revoked.pem", tls["revoked"])
+        settings = tmp_path / name / "agent.toml"
+        settings.write_text(
+            settings.read_text() + tomli_w.dumps({"tls": {k: str(v) for k, v in tls.items()}})
+        )
+
+    def client() -> None:
+        for name in names:
+            wait_for_round(tmp_path, name, 20)
+        Authority.open(tmp_path / "authority").revoke(stolen)
+        for name in honest:
+            shutil.copy(tmp_path / "authority" / "revoked.pem", tmp_path / name / "revoked.pem")
+        for name in honest:
+            until(lambda name=name: not as_json("peers", tmp_path, name)[stolen]["connected"])
+            wait_for_round(tmp_path, name, as_json("status", tmp_path, name)["round"] + 20)
+        until(lambda: any("stranger" in line["event"] for line in audit(honest[0])))
+
+    def audit(name: str) -> list[dict[str, Any]]:
+        return read_lines(tmp_path / name / "home" / "audit.jsonl")
+
+    running(tmp_path, names, client)
+    for name in honest:
+        reason = f"{stolen}'s certificate is revoked"
+        cut = [line for line in audit(name) if line["event"] == "disconnected" and line["peer"] == stolen]
+        assert [line["reason"] for line in cut] == [reason]
+        again = [line for line in audit(name) if line["event"] == "connected" and line["peer"] == stolen]
+        assert len(again) == 1, "it never came back"
 
 
 @pytest.fixture

@@ -166,7 +166,12 @@ def test_renewal_keeps_the_key_and_revocation_ends_it(p2pqg: P2PQG, tmp_path: Pa
         (["init", "basel", "--folder", "bern", "--new-key"], "expected basel, found bern"),
         (["network", "create", "clinics"], "expected no network there yet"),
         (["network", "create", "x", "--lr", "-1"], "network.toml: schedule.lr"),
-        (["network", "create", "x", "--topology", "moebius"], "expected one of complete"),
+        (["network", "create", "x", "--topology", "moebius"], "--topology: expected one of ring, complete"),
+        (
+            ["network", "create", "x", "--topology", "moebius", "--membership", "alive"],
+            "or 4-regular and the",
+        ),
+        (["network", "create", "x", "--topology", "social", "--membership", "alive"], "exactly 32 agents"),
         (["network", "package", "--folder", "empty"], "agents"),
         (["network", "sign", "bern/agent.pem", "--folder", "clinics"], "expected an unencrypted PEM file"),
         (["network", "sign", "bern/agent.csr", "--folder", "bern"], "authority.key"),
@@ -191,10 +196,28 @@ def uncommented(text: str) -> str:
     return re.sub(r"(?m)^# (?=\w+ = |\[)", "", text)
 
 
+@pytest.mark.parametrize("rule", ["ring", "torus", "4-regular", "exponential", "complete", "star"])
+@pytest.mark.parametrize("membership", ["fixed", "alive"])
+def test_a_network_is_made_with_any_rule(p2pqg: P2PQG, tmp_path: Path, rule: str, membership: str) -> None:
+    p2pqg("network", "create", "clinics", "--topology", rule, "--membership", membership)
+    text = (tmp_path / "clinics" / "network.toml").read_text()
+    agents = "".join(member_toml(f"agent-{i}", f"10.0.0.{i}:7000") for i in range(6))
+    network = validate(NetworkFile, tomllib.loads(text + agents), where="network.toml")
+    assert (network.topology, network.membership) == (rule, membership)
+
+
 def test_every_setting_the_templates_show_exists() -> None:
     agent = uncommented(agent_toml("bern", "0.0.0.0:7000"))
     network = uncommented(
-        network_toml("clinics", topology="ring", rounds=5, task="digits", algorithm="qg-dsgdm-n", lr=0.1)
+        network_toml(
+            "clinics",
+            topology="ring",
+            membership="fixed",
+            rounds=5,
+            task="digits",
+            algorithm="qg-dsgdm-n",
+            lr=0.1,
+        )
         + member_toml("bern", "10.0.0.1:7000")
     )
     assert "allow" in tomllib.loads(agent)["tls"]

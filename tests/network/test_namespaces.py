@@ -28,7 +28,9 @@ def ip(*arguments: str) -> None:
 class Lan:
     """n hosts on one switch, which is a namespace of its own, so that nothing of the real host is touched."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, version: int = 4) -> None:
+        self.version = version
+        self.any_address = "0.0.0.0:7000" if version == 4 else "[::]:7000"
         self.hosts = [f"p2pqg-{os.getpid()}-{i}" for i in range(n)]
         self.switch = f"p2pqg-{os.getpid()}-lan"
 
@@ -41,7 +43,10 @@ class Lan:
         for i, host in enumerate(self.hosts):
             ip("-n", self.switch, "link", "add", f"port{i}", "type", "veth", "peer", "eth0", "netns", host)
             ip("-n", self.switch, "link", "set", f"port{i}", "master", BRIDGE, "up")
-            ip("-n", host, "addr", "add", f"10.99.0.{i + 1}/24", "dev", "eth0")
+            if self.version == 4:
+                ip("-n", host, "addr", "add", f"10.99.0.{i + 1}/24", "dev", "eth0")
+            else:
+                ip("-n", host, "addr", "add", f"fd99::{i + 1}/64", "dev", "eth0", "nodad")
             ip("-n", host, "link", "set", "eth0", "up")
         return self
 
@@ -55,9 +60,9 @@ class Lan:
 
 
 @pytest.fixture
-def lan() -> Iterator[Lan]:
+def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
     try:
-        with Lan(3) as network:
+        with Lan(3, version=getattr(request, "param", 4)) as network:
             yield network
     except (OSError, subprocess.CalledProcessError) as error:
         if "netns" in str(error) or "ip" in str(error):
@@ -76,7 +81,7 @@ class Site:
             "rounds": 100_000,
             "task": {"name": "quadratic", "options": {"noise": 0.1}},
             "schedule": {"lr": 0.01},
-            "agent": {"name": self.name, "listen": "0.0.0.0:7000", "home": ".", "round_timeout_s": 5.0,
+            "agent": {"name": self.name, "listen": lan.any_address, "home": ".", "round_timeout_s": 5.0,
                       "checkpoint_every": 20, **agent},
             "network": {"file": "../network.toml", "mdns": True, "interfaces": ["eth0"]},
             "tls": {"certificate": str(files.certificate), "private_key": str(files.private_key),
@@ -166,6 +171,16 @@ def test_agents_find_each_other_survive_and_meet_again(lan: Lan, sites: list[Sit
         until(mixes(site, 1), sites)
     until(mixes(victim, 0), sites)
     lan.plug(1, "up")
+    for site in sites:
+        until(mixes(site, 2), sites)
+    assert [site.end(signal.SIGTERM) for site in sites] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("lan", [6], indirect=True)
+def test_agents_find_each_other_where_there_is_no_ipv4(lan: Lan, sites: list[Site]) -> None:
+    """mDNS and gRPC over IPv6 alone, on the interface that the settings name."""
+    for site in sites:
+        site.start()
     for site in sites:
         until(mixes(site, 2), sites)
     assert [site.end(signal.SIGTERM) for site in sites] == [0, 0, 0]

@@ -4,7 +4,6 @@ certificate is used without a restart."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 from collections.abc import Coroutine
 from pathlib import Path
@@ -41,6 +40,8 @@ class Pair:
         self.a = GrpcTransport(identity=a.read(), refused=self.refused.append)
         self.b = GrpcTransport(identity=b.read(), refused=self.refused.append)
         self.address = ""
+        self.ended: list[str] = []
+        """Why connections ended for A."""
 
     async def dial(self) -> str:
         connection = await self.b.dial(A, self.address)
@@ -51,8 +52,10 @@ class Pair:
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
         async def serve(connection: Connection) -> None:
-            with contextlib.suppress(TransportError):
+            try:
                 await connection.receive()
+            except TransportError as error:
+                self.ended.append(str(error))
 
         async def whole() -> None:
             self.address = await self.a.listen(serve)
@@ -91,6 +94,33 @@ def test_a_revoked_acceptor_is_refused_by_who_dials(files: dict[str, TlsFiles], 
             await pair.dial()
 
     pair.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["accepting", "dialling"])
+def test_a_revocation_ends_the_connection_that_stands(
+    files: dict[str, TlsFiles], authority: Authority, end: str
+) -> None:
+    """At the honest end, whoever dialled; and an expiry alone does not."""
+    own, revoked = (A, B) if end == "accepting" else (B, A)
+    pair = Pair(*(files[n] if n == own else dataclasses.replace(files[n], revoked=None) for n in (A, B)))
+    reasons: list[str] = []
+
+    async def scenario() -> None:
+        connection = await pair.b.dial(A, pair.address)
+        transport = pair.a if own == A else pair.b
+        await transport.enforce()
+        receiving = asyncio.create_task(connection.receive())
+        await asyncio.sleep(0.1)
+        assert not receiving.done(), "it stands"
+        authority.revoke(revoked)
+        await transport.enforce()
+        with pytest.raises(TransportError) as caught:
+            await asyncio.wait_for(receiving, 5)
+        reasons.append(str(caught.value) if end == "dialling" else pair.ended[0])
+        await connection.close()
+
+    pair.run(scenario())
+    assert reasons == [f"{revoked}'s certificate is revoked"]
 
 
 @pytest.mark.parametrize("end", ["accepting", "dialling"])

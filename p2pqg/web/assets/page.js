@@ -10,7 +10,7 @@ const CHARTS = [
   { id: "chart-distance", series: [["disagreement", "furthest neighbour"]], format: scientific, logarithmic: true },
   { id: "chart-bytes", series: [["bytes_sent", "sent"]], format: bytes, fromZero: true },
 ];
-const WARNINGS = new Set(["missed", "disconnected", "refused", "dropped", "stranger"]);
+const WARNINGS = new Set(["missed", "disconnected", "refused", "dropped", "slowed", "stranger"]);
 
 let curves = {};
 let latest = null;

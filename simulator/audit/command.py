@@ -1,0 +1,56 @@
+"""`p2pqg audit`."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from p2pqg.storage import write_atomically
+
+from ..experiments.base import Plan, quiet
+from ..experiments.records import Record, Records
+from ..reproduce import run
+from . import study
+
+DPI = 110
+
+
+@click.command()
+@click.option("--scale", type=click.Choice(list(study.EPSILONS)), default="smoke", show_default=True,
+              help="Digits in half a minute; or what docs/privacy.md shows, a quarter of an hour.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path),
+              help=f"Folder with {study.FILE}, which --scale full attacks, too.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("audit"), show_default=True,
+              help="Folder for records, audit.md and pictures; what has a record is not run again.")  # fmt: skip
+def audit(scale: str, data: Path | None, out: Path) -> None:
+    """Attack a network as a curious neighbour would: how much do its messages tell about a victim's records?
+
+    Membership inference and reconstruction of images, against plain gossip, differential privacy, secure sums,
+    and both. (What an agent did is in its audit log: `p2pqg logs`.)
+    """
+    torch.set_num_threads(1)
+    plan = Plan(scale=scale, data=data)  # type: ignore[arg-type]
+    records, console = Records(out, study.experiment.records), Console()
+    for record in run(study.experiment, plan, records, quiet):
+        console.print(_line(record), highlight=False)
+    report = study.present([record for record in records if record.scale == scale])
+    for name, figure in report.pictures.items():
+        content = BytesIO()
+        figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+        write_atomically(out / name, content.getvalue())
+    page = out / "audit.md"
+    write_atomically(page, report.markdown.encode())
+    console.print(report.markdown, f"The table and its pictures are in {out}", sep="\n", highlight=False)
+
+
+def _line(record: Record) -> str:
+    case = " ".join(f"{key}={value}" for key, value in record.case.items() if value is not None)
+    found = "  ".join(
+        f"{kind}: AUC {own['auc']:.2f}" if "auc" in own else f"{kind}: {own['psnr'][0]:.1f} dB"
+        for kind, own in record.result["views"].items()
+    )
+    return f"{case}  {found}  ({record.made['cpu_s']:.0f} s of CPU)"

@@ -11,33 +11,39 @@ from rich.console import Console
 
 from p2pqg.storage import write_atomically
 
-from ..experiments.base import Plan, quiet
+from ..experiments.base import SCALES, Plan, Scale, quiet
 from ..experiments.records import Record, Records
+from ..options import pair
 from ..reproduce import run
 from . import study
+from .presentation import present
 
 DPI = 110
 
 
 @click.command()
-@click.option("--scale", type=click.Choice(list(study.EPSILONS)), default="smoke", show_default=True,
-              help="Digits in half a minute; or what docs/privacy.md shows, a quarter of an hour.")  # fmt: skip
+@click.option("--scale", type=click.Choice(SCALES), default="smoke", show_default=True,
+              help="Digits in seconds; a minute or two; or more networks that train for longer.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path),
-              help=f"Folder with {study.FILE}, which --scale full attacks, too.")  # fmt: skip
+              help=f"Folder with {study.FILE}: chest X-rays beside the digits.")  # fmt: skip
+@click.option(
+    "--cell", metavar="KEY=VALUE,...", default="", help="Only these, such as attack=inversion,epsilon=8."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("audit"), show_default=True,
-              help="Folder for records, audit.md and pictures; what has a record is not run again.")  # fmt: skip
-def audit(scale: str, data: Path | None, out: Path) -> None:
-    """Attack a network as a curious neighbour would: how much do its messages tell about a victim's records?
+              help="Folder for records and results; what stands there is not run again.")  # fmt: skip
+def audit(scale: Scale, data: Path | None, cell: str, out: Path) -> None:
+    """Attack a network as a curious neighbour would: what do messages tell about a victim's records?
 
-    Membership inference and reconstruction of images, against plain gossip, differential privacy, secure sums,
-    and both. (What an agent did is in its audit log: `p2pqg logs`.)
+    Membership inference and reconstruction of images, against plain gossip, differential privacy, secure
+    sums, and both. (What an agent did is in its audit log: p2pqg logs --audit.)
     """
     torch.set_num_threads(1)
-    plan = Plan(scale=scale, data=data)  # type: ignore[arg-type]
+    wanted = dict(pair(part, "cell") for part in cell.split(",") if part)
+    plan = Plan(scale=scale, data=data, cell=wanted)
     records, console = Records(out, study.experiment.records), Console()
     for record in run(study.experiment, plan, records, quiet):
         console.print(_line(record), highlight=False)
-    report = study.present([record for record in records if record.scale == scale])
+    report = present([record for record in records if record.scale == scale])
     for name, figure in report.pictures.items():
         content = BytesIO()
         figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
@@ -43,8 +42,8 @@ LEAST_SPREAD = 1e-3
 def gradient_between(algorithm: Algorithm, x: Tensor, state: State, lr: float, message: Tensor) -> Tensor:
     """The gradient `[d]` with which a round that began at `x: [d]` with `state` led to `message: [d]`.
 
-    Messages are linear in the gradient, so two trial gradients tell the rest. Raises `ConfigError` for a method
-    whose messages are not (Adam), or that takes several gradients before it sends.
+    Messages are linear in the gradient, so two trial gradients tell the rest. Raises `ConfigError` for a
+    method whose messages are not (Adam), or that takes several gradients before it sends.
     """
 
     def sent(trial: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class Prior:
 
     def images(self, z: Tensor) -> Tensor:
         """Coordinates `[b, k]` to images `[b, *shape]`."""
-        return (self.mean + (z * self.deviations) @ self.axes).unflatten(1, self.shape)
+        return (self.mean + (z * self.deviations) @ self.axes).reshape(-1, *self.shape)
 
 
 def invert(
@@ -113,8 +112,8 @@ def invert(
 ) -> Tensor:
     """The most probable images `[len(labels), *shape]` behind the gradient `g: [d]` at `x: [d]`.
 
-    `g` is the sum of their gradients, each clipped to `max_grad_norm` if there is one, divided by `records`, with an error of
-    `deviation` in each entry.
+    `g` is the sum of their gradients, each clipped to `max_grad_norm` if there is one, divided by `records`,
+    with an error of `deviation` in each entry.
     """
     module, spec = task.module.double(), task.spec
     parameters, g = spec.views(x.double()), g.double()
@@ -147,9 +146,11 @@ def invert(
 
 
 def matched(found: Tensor, images: Tensor) -> Tensor:
-    """For each of `images: [b, ...]` one of as many or more `found`, no one twice, so that the squared error is
-    least: a batch has no order."""
+    """For each of `images: [b, ...]` one of as many or more `found`, no one twice, so that the squared error
+    is least: a batch has no order."""
     errors = (images[:, None].double() - found[None]).flatten(2).square().mean(-1)
+    from scipy.optimize import linear_sum_assignment  # what other commands need not load
+
     _, columns = linear_sum_assignment(errors.numpy())
     return found[torch.from_numpy(columns)]
 

@@ -7,8 +7,9 @@ form for few references and many looks. Its measure of how well a model knows a 
 
 and the attacker looks in every round: at the level, phi of the model it sees, and at the gain, what that is
 above phi of the attacker's own model before the round, which shows what the victim just learned. Means over
-the halves of training make F = 4 features of a record. In K reference networks, in a random half of which the record was the victim's, the
-features of a member and of a non-member are taken as Gaussian; the score is log N(phi; in) - log N(phi; out).
+the halves of training make F = 4 features of a record. From K reference networks, in a random half of which
+the record was the victim's, come Gaussians of these features for members and for others; the score is
+log N(phi; in) - log N(phi; out).
 
 Decisions: means are the record's own, drawn towards "difficulty of the record plus the common effect of
 membership" as by `PRIOR` more references, since a mean over ten networks is noisy; covariances are common to

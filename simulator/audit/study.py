@@ -33,6 +33,7 @@ from p2pqg.tasks.supervised import Batch, SupervisedTask
 from ..experiments.base import Computation, Plan
 from ..experiments.records import Case, Result
 from . import inversion, membership
+from .membership import with_share
 from .presentation import present
 from .views import VIEWS, Networks, static, view
 
@@ -41,11 +42,10 @@ DIGITS, XRAYS = "digits", "x-rays"
 FILE = "pneumoniamnist.npz"
 AGENTS, VICTIM, ATTACKER = 4, 0, 1
 DELTA = 1e-3
-"""Less than 1 / records of a hospital, barely: ten times less would make DP a little worse for the attacker."""
-EPSILONS = {"full": (None, 8.0, 1.0, 64.0), "smoke": (None, 8.0)}
-NETWORKS = {"full": 16, "smoke": 8}
-BATCHES = {"full": (1, 4), "smoke": (1,)}
-IMAGES = {"full": 8, "smoke": 2}
+EPSILONS = {"full": (None, 8.0, 1.0, 64.0), "small": (None, 8.0, 1.0), "smoke": (None, 8.0)}
+NETWORKS = {"full": 16, "small": 12, "smoke": 8}
+BATCHES = {"full": (1, 4), "small": (1, 4), "smoke": (1,)}
+IMAGES = {"full": 16, "small": 4, "smoke": 1}
 """Images in all that an inversion reconstructs."""
 KNOWN = 300
 """Other images that the attacker has."""
@@ -67,13 +67,13 @@ class Game:
     private_lr: float
 
 
-GAMES = {DIGITS: Game(10, 50, 10, 40, 5, 0.1, 0.3), XRAYS: Game(2, 25, 5, 10, 20, 0.2, 0.5)}
-SMOKE = Game(10, 20, 5, 10, 5, 0.1, 0.3)
-
-
-def game(scale: str, data: str) -> Game:
-    """The settings of a case."""
-    return SMOKE if scale == "smoke" else GAMES[data]
+GAMES = {
+    ("full", DIGITS): Game(10, 50, 10, 40, 5, 0.1, 0.3),
+    ("full", XRAYS): Game(2, 25, 5, 15, 20, 0.2, 0.5),
+    ("small", DIGITS): Game(10, 20, 5, 10, 5, 0.1, 0.3),
+    ("small", XRAYS): Game(2, 20, 5, 8, 20, 0.2, 0.5),
+    ("smoke", DIGITS): Game(10, 20, 5, 10, 5, 0.1, 0.3),
+}
 
 
 def cases(plan: Plan) -> list[Case]:
@@ -95,7 +95,7 @@ def compute(plan: Plan, case: Case) -> Result:
 
 def membership_result(plan: Plan, case: Case) -> Result:
     """Each network in turn is attacked with the others as references."""
-    own, (train, test) = game(plan.scale, case["data"]), images(case["data"], plan.data)
+    own, (train, test) = GAMES[plan.scale, case["data"]], images(case["data"], plan.data)
     count = NETWORKS[plan.scale]
     order = seeds.numpy_generator(0, "audit records").permutation(len(train[0]))
     candidates, rest = order[: 2 * own.share], order[2 * own.share :]
@@ -128,15 +128,18 @@ def membership_result(plan: Plan, case: Case) -> Result:
 
 def inversion_result(plan: Plan, case: Case) -> Result:
     """The first message of a victim that draws `batch` records, among neighbours that draw as many."""
-    own, (train, test) = game(plan.scale, case["data"]), images(case["data"], plan.data)
+    own, (train, test) = GAMES[plan.scale, case["data"]], images(case["data"], plan.data)
     batch = case["batch"]
     order = seeds.numpy_generator(0, "audit images").permutation(len(train[0]))
     known, rest = train[0][torch.from_numpy(order[:KNOWN])], order[KNOWN:]
     prior = inversion.Prior.of(known)
-    # A share is what is drawn, so that all protections are tried on the same images. The noise is that of the
-    # whole share's budget; the round is one in which these records were drawn.
-    drawing = settings_of(own, case["epsilon"], steps=1, batch=batch)
-    graph = static(drawing.graph)
+    # A share is what is drawn, so that all protections are tried on the same images: a round in which the
+    # victim drew just these, with the noise that the budget of the membership game asks for.
+    drawing = settings_of(own, case["epsilon"], once=True)
+    graph, privacy = static(drawing.graph), drawing.privacy
+    deviation = 0.0
+    if privacy is not None and privacy.noise_multiplier is not None:
+        deviation = privacy.noise_multiplier * privacy.max_grad_norm / batch
     found: dict[str, list[Tensor]] = {kind: [] for kind in VIEWS}
     wanted = []
     for trial in range(IMAGES[plan.scale] // batch):
@@ -150,24 +153,17 @@ def inversion_result(plan: Plan, case: Case) -> Result:
         wanted.append(tasks[VICTIM].train[0])
         for kind in VIEWS:
             weights = view(graph, ATTACKER, VICTIM, kind)
-            seen = [i for i in range(AGENTS) if weights[i]]
-            labels = torch.cat([tasks[i].train[1] for i in seen])
+            labels = torch.cat([task.train[1] for task, w in zip(tasks, weights, strict=True) if w])
             message = torch.einsum("n,nd->d", weights, sent[0].double())
-            privacy = drawing.privacy
-            g = inversion.gradient_between(algorithm, x.double(), algorithm.init(x.double()), lr, message)
-            deviation = 0.0
-            if privacy is not None and privacy.noise_multiplier is not None:
-                alone = privacy.noise_multiplier * privacy.max_grad_norm / batch
-                deviation = alone * float(weights.square().sum().sqrt())
             rebuilt = inversion.invert(
-                hospitals([shares[VICTIM]], train, test, own.classes, batch)[0],
+                with_share(tasks[VICTIM], tasks[VICTIM].train),
                 x,
-                g,
+                inversion.gradient_between(algorithm, x.double(), algorithm.init(x.double()), lr, message),
                 labels,
                 prior,
                 records=len(labels),
                 max_grad_norm=None if privacy is None else privacy.max_grad_norm,
-                deviation=deviation,
+                deviation=deviation * float(weights.norm()),
             )
             found[kind].append(inversion.matched(rebuilt, tasks[VICTIM].train[0]))
     truth, span = torch.cat(wanted).double(), prior.high - prior.low
@@ -186,15 +182,12 @@ def inversion_result(plan: Plan, case: Case) -> Result:
         "originals": packed(truth[:PICTURES], prior),
         "images": len(truth),
         "shape": list(prior.shape),
-        "noise_multiplier": drawing.privacy.noise_multiplier if drawing.privacy else None,
+        "noise_multiplier": privacy.noise_multiplier if privacy else None,
     }
 
 
-def settings_of(
-    own: Game, epsilon: float | None, *, steps: int | None = None, batch: int | None = None
-) -> SimulationSettings:
-    """A ring of hospitals. With `batch`, one round of `steps` in which each draws all of as many records, with
-    the noise of the game's whole training."""
+def settings_of(own: Game, epsilon: float | None, *, once: bool = False) -> SimulationSettings:
+    """A ring of hospitals; or `once`, a single step of it. The noise is that of the whole training."""
     sigma = None
     if epsilon is not None:
         rate, total = own.batch / own.share, own.rounds * own.steps
@@ -203,8 +196,8 @@ def settings_of(
         {
             "agents": AGENTS,
             "topology": "ring",
-            "rounds": own.rounds if batch is None else 1,
-            "algorithm": {"local_steps": own.steps if steps is None else steps},
+            "rounds": 1 if once else own.rounds,
+            "algorithm": {"local_steps": 1 if once else own.steps},
             "schedule": {"lr": own.lr if epsilon is None else own.private_lr,
                          "cosine_steps": own.rounds * own.steps},
             "privacy": None if sigma is None else
@@ -232,8 +225,8 @@ def hospitals(
 
 
 def network(side: int, classes: int) -> nn.Module:
-    """Two convolutions of 12 channels and a linear layer, as in Zhu et al. 2019, with tanh, which suits clipping
-    and inversion alike: 5,854 parameters for digits of 8x8 pixels, 5,102 for X-rays of 28x28."""
+    """Two convolutions of 12 channels and a linear layer, as in Zhu et al. 2019, with tanh, which suits
+    clipping and inversion alike: 5,854 parameters for digits of 8x8 pixels, 5,102 for X-rays of 28x28."""
     stride = 2 if side > 8 else 1
     return nn.Sequential(
         nn.Conv2d(1, 12, 5, stride=2, padding=2),

@@ -49,8 +49,8 @@ class Tapped(Simulation):
 
 class Networks:
     """K networks of the same settings, each with its own `tasks[k]`, trained as one simulation of K n agents
-    that are joined only within their network. Private noise comes from `secret`. Raises `ConfigError` for tasks
-    that cannot be batched, and for a graph that changes."""
+    that are joined only within their network. Private noise comes from `secret`. Raises `ConfigError` for
+    tasks that cannot be batched, and for a graph that changes."""
 
     def __init__(
         self, settings: SimulationSettings, tasks: Sequence[Sequence[SupervisedTask]], secret: Secret

@@ -59,7 +59,7 @@ def gradient_between(algorithm: Algorithm, x: Tensor, state: State, lr: float, m
                 found.append(effect.vectors[0].clone())
             return tuple(v.clone() for v in effect.vectors)
 
-        drive(algorithm.round(x, state, [lr]), answer)
+        drive(algorithm.round(x, state, [lr] * algorithm.local_steps), answer)
         if asked != 1 or not found:
             raise ConfigError("expected a method with one gradient before its exchange", key="algorithm.name")
         return found[0]

@@ -31,6 +31,7 @@ from torch.func import functional_call, vmap
 
 from p2pqg import seeds
 from p2pqg.privacy.task import private
+from p2pqg.tasks.partition import Indices
 from p2pqg.tasks.supervised import Batch, SupervisedTask
 
 from .views import Networks
@@ -86,6 +87,12 @@ def with_share(task: SupervisedTask, share: Batch) -> SupervisedTask:
         transform=task.transform,
         test_batch_size=task.test_batch_size,
     )
+
+
+def taken(batch: Batch, which: Indices | Members) -> Batch:
+    """Some samples of a batch, by position or by mask."""
+    chosen = torch.from_numpy(which)
+    return batch[0][chosen], batch[1][chosen]
 
 
 class Examiner:

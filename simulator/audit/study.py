@@ -33,7 +33,7 @@ from p2pqg.tasks.supervised import Batch, SupervisedTask
 from ..experiments.base import Computation, Plan
 from ..experiments.records import Case, Result
 from . import inversion, membership
-from .membership import with_share
+from .membership import taken, with_share
 from .presentation import present
 from .views import VIEWS, Networks, static, view
 
@@ -107,7 +107,7 @@ def membership_result(plan: Plan, case: Case) -> Result:
         shares[VICTIM] = candidates[member[k]]
         networks.append(hospitals(shares, train, test, own.classes, own.batch))
     settings = settings_of(own, case["epsilon"])
-    records = rows(train, candidates)
+    records = taken(train, candidates)
     examine = membership.Examiner(networks[0][VICTIM], records)
     graph = static(settings.graph)
     views = {kind: view(graph, ATTACKER, VICTIM, kind) for kind in VIEWS}
@@ -214,7 +214,7 @@ def hospitals(
     return [
         SupervisedTask(
             lambda: network(side, classes),
-            rows(train, share),
+            taken(train, share),
             test,
             agent=f"hospital-{i}",
             seed=0,
@@ -255,12 +255,6 @@ def images(data: str, folder: Path | None) -> tuple[Batch, Batch]:
         )
     )
     return train, test
-
-
-def rows(batch: Batch, positions: Indices) -> Batch:
-    """Some samples of a batch."""
-    chosen = torch.from_numpy(positions)
-    return batch[0][chosen], batch[1][chosen]
 
 
 def secret_of(case: Case) -> Secret:

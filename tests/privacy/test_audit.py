@@ -181,6 +181,31 @@ def test_rebuilt_images_are_told_apart() -> None:
 
 
 @pytest.mark.slow
+def test_the_final_model_of_a_trained_network(tmp_path: Path) -> None:
+    options = [
+        "-n",
+        "4",
+        "--rounds",
+        "60",
+        "--lr",
+        "0.1",
+        "--partition",
+        "iid",
+        "--task-option",
+        "width=4",
+        "--finish-rounds",
+        "5",
+    ]
+    CliRunner().invoke(cli, ["simulate", *options, "--out", str(tmp_path)], catch_exceptions=False)
+    arguments = ["audit", str(tmp_path), "--networks", "4"]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert 0.4 < float(done.output.split("AUC ")[1].split()[0]) < 0.9
+    with pytest.raises(ConfigError, match="expected one of agent-000"):
+        CliRunner().invoke(cli, [*arguments, "--victim", "nobody"], catch_exceptions=False)
+
+
+@pytest.mark.slow
 def test_the_command_and_that_it_does_nothing_twice(tmp_path: Path) -> None:
     arguments = ["audit", "--out", str(tmp_path), "--cell", "epsilon=8"]
     first = CliRunner().invoke(cli, arguments, catch_exceptions=False)

@@ -31,35 +31,41 @@ HEADER = (
 
 
 def present(records: Sequence[Record]) -> Report:
-    """One table for each data set, the curves of membership, and what was rebuilt."""
-    sets = list(dict.fromkeys(record.case["data"] for record in records))
-    parts, pictures = [], {"audit-membership.png": _curves(records, sets)}
-    for data in sets:
+    """One table for each data set, the curves of membership, and what was rebuilt; cells without a record are
+    left out."""
+    parts, pictures = [], {}
+    member = [record for record in records if record.case["attack"] == "membership"]
+    if member:
+        pictures["audit-membership.png"] = _curves(member)
+    for data in _sets(records):
         own = [record for record in records if record.case["data"] == data]
-        baseline = _find(own, "inversion", own[0].case["epsilon"], None)
-        parts.append(
-            f"**{data.capitalize()}** (the mean image is at {_spread(baseline['baseline'])} dB)\n\n"
-            + table(HEADER, (_row(own, epsilon, kind) for epsilon in _epsilons(own) for kind in VIEWS))
-        )
-        pictures[f"audit-{data}.png"] = _pictures(own)
+        rows = [_row(own, epsilon, kind) for epsilon in _epsilons(own) for kind in VIEWS]
+        rebuilt = [record for record in own if record.case["attack"] == "inversion"]
+        note = f" (the mean image: {_spread(rebuilt[0].result['baseline'])} dB)" if rebuilt else ""
+        parts.append(f"**{data.capitalize()}**{note}\n\n{table(HEADER, rows)}")
+        if rebuilt:
+            pictures[f"audit-{data}.png"] = _pictures(rebuilt)
     return Report("\n".join(parts), pictures)
 
 
 def _row(records: Sequence[Record], epsilon: float | None, kind: str) -> list[str]:
-    known = _find(records, "membership", epsilon, None)
-    seen, cost = known["views"][kind], known["per_agent_round"]
-    rebuilt = [_find(records, "inversion", epsilon, batch) for batch in (1, 4)]
-    cells = [found["views"][kind] if found else None for found in rebuilt]
-    return [
-        label(epsilon, kind),
-        _interval(seen["auc"], seen["auc_interval"], 2),
-        _interval(100 * seen["tpr"], [100 * end for end in seen["tpr_interval"]], 1) + " %",
-        *(_spread(cell["psnr"]) if cell else "-" for cell in cells),
-        " / ".join(f"{100 * cell['recognised']:.0f} %" if cell else "-" for cell in cells),
-        f"{100 * known['accuracy'][0]:.1f} ± {100 * known['accuracy'][1]:.1f} %",
-        f"{1e3 * cost['cpu_s']:.0f} ms",
-        f"{cost['bytes'] / 1e3:.0f} kB",
+    known = _find(records, "membership", epsilon)
+    one, four = (_find(records, "inversion", epsilon, batch) for batch in (1, 4))
+    found = ["-"] * (len(HEADER) - 1)
+    if known:
+        seen, cost = known["views"][kind], known["per_agent_round"]
+        found[0] = _interval(seen["auc"], seen["auc_interval"], 2)
+        found[1] = _interval(100 * seen["tpr"], [100 * end for end in seen["tpr_interval"]], 1) + " %"
+        found[5] = f"{100 * known['accuracy'][0]:.1f} ± {100 * known['accuracy'][1]:.1f} %"
+        found[6], found[7] = f"{1e3 * cost['cpu_s']:.1f} ms", f"{cost['bytes'] / 1e3:.0f} kB"
+    for column, result in ((2, one), (3, four)):
+        if result:
+            found[column] = _spread(result["views"][kind]["psnr"])
+    shares = [
+        f"{100 * result['views'][kind]['recognised']:.0f} %" if result else "-" for result in (one, four)
     ]
+    found[4] = " / ".join(shares)
+    return [label(epsilon, kind), *found]
 
 
 def label(epsilon: float | None, kind: str) -> str:
@@ -69,14 +75,15 @@ def label(epsilon: float | None, kind: str) -> str:
     return " and ".join(privacy + sums) or "none: plain gossip"
 
 
-def _curves(records: Sequence[Record], sets: Sequence[str]) -> Figure:
+def _curves(records: Sequence[Record]) -> Figure:
     """AUC and accuracy over epsilon."""
+    sets = _sets(records)
     with canvas(1, len(sets), 4.2, 3.0, sharey=True) as (figure, panels):
         for panel, data in zip(panels, sets, strict=True):
             own = [record for record in records if record.case["data"] == data]
             epsilons = _epsilons(own)[::-1]
             for shift, kind in zip((-0.06, 0.06), VIEWS, strict=True):
-                found = [_find(own, "membership", epsilon, None)["views"][kind] for epsilon in epsilons]
+                found = [_find(own, "membership", epsilon)["views"][kind] for epsilon in epsilons]
                 middle = np.array([each["auc"] for each in found])
                 ends = np.array([each["auc_interval"] for each in found]).T
                 panel.errorbar(
@@ -88,14 +95,14 @@ def _curves(records: Sequence[Record], sets: Sequence[str]) -> Figure:
                     capsize=3,
                     label=f"AUC, attacker sees {'sums' if kind == SUMS else 'messages'}",
                 )
-            accuracies = [_find(own, "membership", epsilon, None)["accuracy"][0] for epsilon in epsilons]
+            accuracies = [_find(own, "membership", epsilon)["accuracy"][0] for epsilon in epsilons]
             panel.plot(accuracies, color="0.45", marker="s", linestyle="--", label="test accuracy")
             panel.axhline(0.5, color="0.45", linewidth=0.8, linestyle=":")
             panel.set_xticks(range(len(epsilons)), ["∞" if e is None else f"{e:g}" for e in epsilons])
             panel.set_xlabel("ε of each record")
             panel.set_title(data)
         panels[0].legend(loc="upper left")
-        panels[0].set_ylim(0.35, 1.0)
+        panels[0].set_ylim(0, 1)
     return figure
 
 
@@ -103,17 +110,19 @@ def _pictures(records: Sequence[Record]) -> Figure:
     """Originals, and what was rebuilt of them: a panel for each size of a mini-batch, a row for each
     protection."""
     rows = [(epsilon, kind) for epsilon in _epsilons(records) for kind in VIEWS]
-    batches = sorted({record.case["batch"] for record in records if record.case["attack"] == "inversion"})
+    batches = sorted({record.case["batch"] for record in records})
     with canvas(1 + len(rows), len(batches), 4.4, 1.05) as (figure, axes):
+        for place in axes:
+            place.axis("off")
         for column, batch in enumerate(batches):
-            first = _find(records, "inversion", rows[0][0], batch)
-            shape = first["shape"]
-            _strip(axes[column], first["originals"], shape, "originals")
-            plural = "image" if batch == 1 else "images"
-            axes[column].set_title(f"mini-batches of {batch} {plural}")
+            axes[column].set_title(f"mini-batches of {batch}")
+            first = next(record.result for record in records if record.case["batch"] == batch)
+            _strip(axes[column], first["originals"], first["shape"], "originals")
             for k, (epsilon, kind) in enumerate(rows, 1):
-                found = _find(records, "inversion", epsilon, batch)["views"][kind]
-                _strip(axes[k * len(batches) + column], found["pictures"], shape, label(epsilon, kind))
+                found = _find(records, "inversion", epsilon, batch)
+                if found:
+                    place = axes[k * len(batches) + column]
+                    _strip(place, found["views"][kind]["pictures"], found["shape"], label(epsilon, kind))
     return figure
 
 
@@ -121,7 +130,6 @@ def _strip(axes: Axes, packed: str, shape: Sequence[int], title: str) -> None:
     images = np.frombuffer(base64.b64decode(packed), dtype=np.uint8).reshape(-1, *shape)[:, 0]
     framed = np.pad(images, ((0, 0), (0, 0), (0, max(1, shape[-1] // 14))), constant_values=255)
     axes.imshow(np.concatenate(list(framed), axis=1), cmap="gray", vmin=0, vmax=255)
-    axes.axis("off")
     axes.text(
         -0.02,
         0.5,
@@ -133,12 +141,16 @@ def _strip(axes: Axes, packed: str, shape: Sequence[int], title: str) -> None:
     )
 
 
-def _find(records: Sequence[Record], attack: str, epsilon: float | None, batch: int | None) -> Any:
+def _find(records: Sequence[Record], attack: str, epsilon: float | None, batch: int | None = None) -> Any:
     for record in records:
         case = record.case
-        if (case["attack"], case["epsilon"]) == (attack, epsilon) and batch in (None, case.get("batch")):
+        if (case["attack"], case["epsilon"], case.get("batch")) == (attack, epsilon, batch):
             return record.result
     return None
+
+
+def _sets(records: Sequence[Record]) -> list[str]:
+    return sorted({record.case["data"] for record in records})
 
 
 def _epsilons(records: Sequence[Record]) -> list[float | None]:

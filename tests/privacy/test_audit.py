@@ -182,20 +182,7 @@ def test_rebuilt_images_are_told_apart() -> None:
 
 @pytest.mark.slow
 def test_the_final_model_of_a_trained_network(tmp_path: Path) -> None:
-    options = [
-        "-n",
-        "4",
-        "--rounds",
-        "60",
-        "--lr",
-        "0.1",
-        "--partition",
-        "iid",
-        "--task-option",
-        "width=4",
-        "--finish-rounds",
-        "5",
-    ]
+    options = ["-n", "4", "--rounds", "60", "--partition", "iid", "--task-option", "width=4"]
     CliRunner().invoke(cli, ["simulate", *options, "--out", str(tmp_path)], catch_exceptions=False)
     arguments = ["audit", str(tmp_path), "--networks", "4"]
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)

@@ -64,7 +64,7 @@ def audit(
     plan = Plan(scale=scale, data=data, cell=wanted)
     records, console = Records(out, study.experiment.records), Console()
     for record in run(study.experiment, plan, records, quiet):
-        console.print(_line(record), highlight=False)
+        console.print(_line(record), highlight=False, soft_wrap=True)
     report = present([record for record in records if record.scale == scale])
     for name, figure in report.pictures.items():
         content = BytesIO()
@@ -72,7 +72,7 @@ def audit(
         write_atomically(out / name, content.getvalue())
     page = out / "audit.md"
     write_atomically(page, report.markdown.encode())
-    console.print(report.markdown, f"The table and its pictures are in {out}", sep="\n", highlight=False)
+    click.echo(f"\n{report.markdown}\nThe table and its pictures are in {out}")
 
 
 def _line(record: Record) -> str:

@@ -45,7 +45,7 @@ DELTA = 1e-3
 EPSILONS = {"full": (None, 8.0, 1.0, 64.0), "small": (None, 8.0, 1.0), "smoke": (None, 8.0)}
 NETWORKS = {"full": 16, "small": 12, "smoke": 8}
 BATCHES = {"full": (1, 4), "small": (1, 4), "smoke": (1,)}
-IMAGES = {"full": 16, "small": 4, "smoke": 1}
+IMAGES = {"full": 16, "small": 4, "smoke": 2}
 """Images in all that an inversion reconstructs."""
 KNOWN = 300
 """Other images that the attacker has."""

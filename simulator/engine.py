@@ -135,7 +135,7 @@ class Simulation:
         round = iterate.round
         lrs = self._lrs(round)
         buffers, losses, exchanged = list(iterate.buffers), [], 0
-        must_be_finite, mixed = partial(self._require_finite, round=round + 1), self._product(round)
+        must_be_finite = partial(self._require_finite, round=round + 1)
 
         def answer(effect: Effect) -> Answer:
             nonlocal exchanged
@@ -156,7 +156,7 @@ class Simulation:
                 case Mix(vectors):
                     must_be_finite("model", *vectors)
                     exchanged += len(vectors)
-                    return tuple(mixed(self._reached(v, round)) for v in vectors)
+                    return self.exchange(vectors, round)
                 case Mean(vectors):
                     must_be_finite("gradient", *vectors)
                     exchanged += 0 if self.algorithm.centralised else len(vectors)
@@ -174,6 +174,11 @@ class Simulation:
             losses=self.world.gather(torch.stack(losses).mean(0)) if losses else None,
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
+
+    def exchange(self, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
+        """The answer to `Mix`: W @ v for each `v: [n, d]`, which is what leaves the agents in this round."""
+        mixed = self._product(round)
+        return tuple(mixed(self._reached(v, round)) for v in vectors)
 
     def train(self, start: Iterate, rounds: int, *, eval_every: int = 0) -> Iterator[Iterate]:
         """The iterates after each round until `rounds` are completed, with scores every `eval_every` rounds

@@ -39,6 +39,10 @@ COMMANDS = {
     "swarm": ("p2pqg_simulator.commands", "The same with real agents: one process each, over gRPC."),
     "reproduce": ("p2pqg_simulator.reproduce", "Run a table or a figure of the paper."),
     "report": ("p2pqg_simulator.reproduce", "Render records: ours beside the published numbers."),
+    "audit": (
+        "p2pqg_simulator.audit.command",
+        "Attack a network as a curious neighbour would: what do its messages tell?",
+    ),
     "compare": ("p2pqg_simulator.commands", "Compare two runs of simulate or swarm."),
 }
 """Where each command's click object of the same name is, and its help in the list of commands."""

@@ -298,7 +298,7 @@ class Neighbourhood:
             return
         kept = self._kept if self._kept and self._kept.checksum == asked.snapshot else None
         given = kept or await self._snapshot()
-        offset = min(asked.offset, len(given.payload)) if kept else 0
+        offset = min(asked.offset, len(given.payload)) if given.checksum == asked.snapshot else 0
         self._kept = given
         self._donating += 1
         try:

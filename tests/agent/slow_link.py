@@ -7,7 +7,6 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 
-
 BURST_S = 0.05
 """What a busy machine was late for is made up for, as the buffer of a real link would."""
 

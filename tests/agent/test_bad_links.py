@@ -16,6 +16,7 @@ from slow_link import SlowLink
 from village import Paced
 
 from p2pqg.config import AgentTable, NetworkFile, RunSettings, agent_names
+from p2pqg.errors import TransportError
 from p2pqg.tasks import SupervisedTask, TaskContext
 from p2pqg.transport.grpc import GrpcTransport
 from p2pqg_simulator.swarm import free_ports
@@ -90,9 +91,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize(
-    "width", [512, pytest.param(3120, marks=pytest.mark.slow)], ids=["1 MB", "39 MB"]
-)
+@pytest.mark.parametrize("width", [512, pytest.param(3120, marks=pytest.mark.slow)], ids=["1 MB", "39 MB"])
 def test_a_link_of_20_megabits_is_slow_and_complete(width: int) -> None:
     """39 MB take three times the deadline: it counts from the last chunk, and then from what was measured."""
     linked = Linked(width, rounds=2, link={"bytes_per_s": BYTES_S}, table={"round_timeout_s": 5.0})
@@ -146,6 +145,18 @@ def test_an_interface_that_is_lost_and_comes_back() -> None:
         assert max(line["exchange_s"] for line in linked.of(i, "round")) < 5.0, "it is noticed at once"
         (lost,) = linked.of(i, "disconnected")
         assert "broke" in lost["reason"] or "unavailable" in lost["reason"]
+
+
+def test_a_name_that_nobody_resolves_is_said_to_be_one() -> None:
+    """Every attempt asks anew, so it is found once the name server is back."""
+
+    async def main() -> None:
+        with pytest.raises(
+            TransportError, match=r"agent-001 cannot be reached at nowhere.invalid:7000: .*(resolving|DNS)"
+        ):
+            await GrpcTransport().dial("agent-001", "nowhere.invalid:7000")
+
+    asyncio.run(main())
 
 
 def test_a_state_goes_on_from_another_donor_when_one_dies() -> None:

@@ -33,7 +33,7 @@ def test_the_next_donor_goes_on_from_the_same_snapshot_or_starts_anew(
     monkeypatch.setattr(neighbourhood, "CHUNK_BYTES", 400)
     monkeypatch.setattr(memory, "WINDOW_BYTES", 800)  # else all of it is on its way at once
     heads: list[tuple[str, StateHead]] = []
-    sent = {name: 0 for name in agent_names(3)}
+    sent = dict.fromkeys(agent_names(3), 0)
 
     def look(sender: str, receiver: str, message: Message) -> bool:
         if isinstance(message, StateHead):

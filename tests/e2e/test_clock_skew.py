@@ -98,7 +98,7 @@ def test_six_seconds_and_an_hour_change_nothing(shim: Path, tmp_path: Path) -> N
 
 
 def test_a_clock_before_the_certificate_is_said_to_be(shim: Path, tmp_path: Path) -> None:
-    """Certificates are dated back a day; a clock that is slower than that cannot prove its name to anybody."""
+    """Certificates are dated back a day; a clock that is slower than that proves its name to nobody."""
     names = three(tmp_path)
     process = join(tmp_path, names[0], skewed(shim, -2 * 86_400))
     error = process.communicate(timeout=200)[1]

@@ -87,7 +87,7 @@ class Linked:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -108,9 +108,13 @@ def test_a_link_of_20_megabits_is_slow_and_complete(width: int) -> None:
 
 @pytest.mark.parametrize(
     ("width", "bytes_per_s"),
-    [(16, 1e9), pytest.param(512, 1e9, marks=pytest.mark.slow), pytest.param(1024, BYTES_S, marks=pytest.mark.slow)],
+    [
+        (16, 1e9),
+        pytest.param(512, 1e9, marks=pytest.mark.slow),
+        pytest.param(1024, BYTES_S, marks=pytest.mark.slow),
+    ],
     ids=["1 kB", "1 MB", "4 MB at 20 Mbit/s"],
-)  # fmt: skip
+)
 def test_a_round_costs_the_transfer_and_two_round_trips(width: int, bytes_per_s: float) -> None:
     linked = Linked(width, rounds=8, link={"delay_s": DELAY_S, "bytes_per_s": bytes_per_s})
     linked.run()

@@ -315,14 +315,14 @@ class Neighbourhood:
             await connection.send(Refuse("state", "an agent that takes part and is free", found))
             return
         kept = self._kept if self._kept and self._kept.checksum == asked.snapshot else None
-        offset = min(asked.offset, len(kept.payload)) if kept else 0
-        share = 1 - offset / max(len(kept.payload), 1) if kept else 1.0
+        share = 1 - min(1.0, asked.offset / max(len(kept.payload), 1)) if kept else 1.0
         if not _allowance(self._states, peer, STATES).affords(share, self._now()):
             expected = f"at most {STATES[0]:g} times, then once in {1 / STATES[1]:g} s"
             self._observe("slowed", {"peer": peer, "reason": f"state: expected to be asked {expected}"})
             await connection.send(Refuse("state", f"to be asked {expected}", "more"))
             return
         given = kept or await self._snapshot()
+        offset = min(asked.offset, len(given.payload)) if given.checksum == asked.snapshot else 0
         self._kept = given
         self._donating += 1
         try:

@@ -71,6 +71,8 @@ UNLUCKY = 3
 """Deadlines in a row that a peer may let pass which says that it is in the same round."""
 STALE, AHEAD = "stale", "the peer is ahead"
 """Reasons for which an end that is behind does without the edge."""
+NOT_WAITED_FOR = JOINING, LATE = "joining", "late"
+"""Reasons for which an end that keeps step does."""
 MAX_SEQ = 1 << 63
 """No peer may move an edge's numbers so far that they could run out (they travel in 64 bits)."""
 
@@ -256,6 +258,8 @@ class Edge:
         if reason:
             self._closed = offer.position
             self.result = Missed(self.peer, reason)
+            if reason in NOT_WAITED_FOR:  # it gets no BEGIN, and must know where to come in
+                self.announce(offer.position[0], now, reached=offer.reached, waiting=True)
             return
         if self._incoming is not None and self._incoming.position < offer.position:
             self._incoming = None
@@ -665,7 +669,7 @@ class Edge:
             return f"silent for {self._silent_s:.0f} s"
         behind = self.peer_round + self.rules.period <= position[0]
         if not self._waits and behind and ready != position:
-            return "joining" if self._joining else "late"
+            return JOINING if self._joining else LATE
         return None
 
     def _check(self, begin: Begin) -> None:

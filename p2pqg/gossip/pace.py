@@ -9,7 +9,8 @@ rounds.
 What makes an agent believe that it is behind:
 
 * all its neighbours are further than the round it would do next, or one has passed it three rounds in a row
-  (after a partition the others of its own side are where it is);
+  (after a partition the others of its own side are where it is), or once, if it has mixed with nobody since
+  it came in: nobody waits for it before it has;
 * and so is a second member, among its neighbours or by what it has heard. A single peer is believed only as
   far as it could have come while the news of others travels (`STALE_S`), and not again for twice as long: it
   can push time forward by half as much again at most. (It could also make the second member up, if it is not
@@ -65,6 +66,7 @@ class Pace:
         self._before: Mapping[str, int] = {}
         self._stride = 1
         self._alone_s: float | None = None
+        self._is_in = False
         self._done_s: deque[float] = deque(maxlen=10_000)
 
     def begins(self, peers: Mapping[str, int]) -> None:
@@ -93,20 +95,27 @@ class Pace:
         passed = {peer for peer, reason in missed.items() if reason in (AHEAD, STALE)}
         self._passed = {peer: self._passed.get(peer, 0) + 1 for peer in passed}
         self._done_s.append(now)
-        if self._stride > 1 and not peers.keys() <= missed.keys():  # in time, because it was early
+        mixed = not peers.keys() <= missed.keys()
+        self._is_in |= mixed
+        if self._stride > 1 and mixed:  # in time, because it was early
             return max(following, min(min(peers.values()) + self._stride + 1, self.last))
         beyond = {peer: at for peer, at in peers.items() if at > following}
         tired = {
             peer: at
             for peer, at in peers.items()
-            if at >= round
-            and self._passed.get(peer, 0) >= (PASSED_ROUNDS if at > following else PASSED_BY_LITTLE_ROUNDS)
+            if at >= round and self._passed.get(peer, 0) >= self._patience(at > following)
         }
         ahead = beyond if beyond and len(beyond) == len(peers) else tired
         if not ahead:
             return following
         believed = self._believed(following, max(ahead.values()), {**members, **peers}, now)
         return max(following, min(believed + self._stride + 1, self.last)) if believed else following
+
+    def _patience(self, far: bool) -> int:
+        """How often a peer must pass this agent."""
+        if not self._is_in:
+            return 1
+        return PASSED_ROUNDS if far else PASSED_BY_LITTLE_ROUNDS
 
     def _believed(self, following: int, claimed: int, others: Mapping[str, int], now: float) -> int | None:
         """How far others are, as far as this agent believes it; None if it does not."""

@@ -107,6 +107,12 @@ class MemoryNetwork:
         for connection in self._of(agent):
             connection.lose(f"{agent} crashed")
 
+    def vanish(self, agent: str) -> None:
+        """An agent's machine loses power: nobody is told, its peers send into the void."""
+        self._listening.pop(agent, None)
+        for connection in self._of(agent):
+            connection.vanish()
+
     def _of(self, agent: str) -> list[MemoryConnection]:
         return [connection for connection in self._connections if connection.agent == agent]
 
@@ -217,6 +223,12 @@ class MemoryConnection:
         """Break the connection: what is on its way in either direction is lost."""
         self._outgoing.end(reason)
         self._incoming.end(reason)
+
+    def vanish(self) -> None:
+        """End the connection here only: the peer hears nothing more, and not that it will not."""
+        self._closed = True
+        self._network._connections.remove(self)
+        self._incoming.end("the connection is closed")
 
 
 class MemoryTransport:

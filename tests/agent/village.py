@@ -16,11 +16,12 @@ from torch import Tensor
 
 from p2pqg.agent import Agent, Outcome
 from p2pqg.config import AgentTable, NetworkFile, RunSettings, agent_names
+from p2pqg.gossip.messages import Message
 from p2pqg.home import Home
 from p2pqg.tasks import Task
 from p2pqg.tasks.quadratic import make_task
 from p2pqg.transport import virtual_time
-from p2pqg.transport.memory import Faults, MemoryNetwork
+from p2pqg.transport.memory import Drop, Faults, MemoryNetwork
 
 T = TypeVar("T")
 STEP_S = 0.1
@@ -37,6 +38,31 @@ class Paced(Agent):
         if isinstance(function, partial) and function.func == self.training.begin:
             await asyncio.sleep(self.step_s)
         return await super()._compute(function, *arguments)
+
+
+@dataclass(frozen=True)
+class FailAt:
+    """A death at a message: `agent` is killed in `round`, or after it, at a `message` that it exchanges with
+    `peer` (None: with anybody), which is lost with it ("unsent"), or has just reached the peer ("sent"), or
+    has just come from the peer ("received")."""
+
+    agent: int
+    round: int
+    message: type[Message]
+    peer: int | None
+    moment: str
+    silent: bool = False
+    """The power fails, so that no connection ends. Else it is kill -9, and the system closes them."""
+
+    def strikes(self, sender: int, receiver: int, message: Message, round: int) -> bool:
+        """Whether it happens at this message, with the agent in this round."""
+        agent, peer = (receiver, sender) if self.moment == "received" else (sender, receiver)
+        return (
+            isinstance(message, self.message)
+            and agent == self.agent
+            and self.peer in (None, peer)
+            and round >= self.round
+        )
 
 
 @dataclass
@@ -60,6 +86,8 @@ class Village:
         homes: Path | None = None,
         dial_only: tuple[int, ...] = (),
         faults: Faults | None = None,
+        fail_at: FailAt | None = None,
+        lose: Drop = lambda sender, receiver, message: False,
         make: Callable[[RunSettings, str, tuple[str, ...]], Task] | None = None,
         **table: Any,
     ) -> None:
@@ -72,7 +100,8 @@ class Village:
         self.network = NetworkFile.model_validate(
             {"name": "village", "topology": topology, "membership": membership, "agents": agents}
         )
-        self.memory = MemoryNetwork(0, faults or Faults(delay_s=(DELAY_S, DELAY_S)))
+        self.memory = MemoryNetwork(0, faults or Faults(delay_s=(DELAY_S, DELAY_S)), self._on_the_wire)
+        self.fail_at, self._lose = fail_at, lose
         self.names, self.homes = names, homes
         self.table = {"round_timeout_s": TIMEOUT_S, "start_timeout_s": 20.0, "checkpoint_every": 5} | table
         self.lives: dict[int, Life] = {}
@@ -109,10 +138,27 @@ class Village:
 
     async def kill(self, i: int) -> None:
         """Without a word."""
+        await asyncio.wait([self._die(i).running])
+
+    def _die(self, i: int, *, silent: bool = False) -> Life:
         life = self.lives.pop(i)
-        self.memory.crash(self.names[i])
+        (self.memory.vanish if silent else self.memory.crash)(self.names[i])
         life.running.cancel()
-        await asyncio.wait([life.running])
+        return life
+
+    def _on_the_wire(self, sender: str, receiver: str, message: Message) -> bool:
+        """Whether a message is lost, with or without its sender."""
+        fault = self.fail_at
+        if fault and fault.agent in self.lives:
+            ends = self.names.index(sender), self.names.index(receiver)
+            if fault.strikes(*ends, message, self.lives[fault.agent].agent.training.round):
+                self.fail_at = None
+                if fault.moment == "unsent":
+                    self._die(fault.agent, silent=fault.silent)
+                    return True
+                loop = asyncio.get_running_loop()
+                loop.call_later(1.5 * DELAY_S, partial(self._die, fault.agent, silent=fault.silent))
+        return self._lose(sender, receiver, message)
 
     async def leave(self, i: int) -> None:
         """With a goodbye."""
@@ -133,7 +179,7 @@ class Village:
         return {i: life.running.result() for i, life in self.lives.items()}
 
     def at_round(self, i: int, round: int) -> Callable[[], bool]:
-        return lambda: self.lives[i].agent.training.round >= round
+        return lambda: i not in self.lives or self.lives[i].agent.training.round >= round
 
     def _raise_errors(self) -> None:
         for life in self.lives.values():

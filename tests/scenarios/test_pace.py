@@ -86,6 +86,16 @@ def test_after_a_partition_the_side_that_is_behind_follows() -> None:
     assert 138 <= round <= 144
 
 
+def test_who_comes_in_too_late_tries_again_at_once() -> None:
+    """Nobody waits for it before it has mixed, so there is no use in the next round either."""
+    for mixed_before, following in ((False, 18), (True, 15)):
+        pace = Pace(100)
+        if mixed_before:
+            pace.after(13, {}, {"a": 13, "b": 13}, {}, now=0.0)
+        pace.begins({"a": 15, "b": 15})
+        assert pace.after(14, {"a": AHEAD, "b": STALE}, {"a": 15, "b": 16}, {}, now=0.1) == following
+
+
 def test_nobody_goes_beyond_the_end() -> None:
     pace = Pace(50)
     pace.begins({"a": 10})

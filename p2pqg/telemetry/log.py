@@ -17,7 +17,7 @@ Form = Literal["auto", "console", "json"]
 
 WARNINGS = {
     "missed", "disconnected", "refused", "dropped", "stranger", "problem", "fallback", "privacy",
-    "budget_spent",
+    "budget_spent", "mix_lost", "saturated",
 }  # fmt: skip
 ERRORS = {"failed"}
 PROGRESS_S = 10.0

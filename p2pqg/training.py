@@ -43,8 +43,8 @@ class Training:
     """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; also how far
     the neighbours' models were (`disagreement`) in gossip-only rounds and in those that measure it.
 
-    `scale` multiplies the gradient (the agent's share of all samples times n, or 1). With `sums` vectors do not
-    leave by `Outgoing`, but masked by it.
+    `scale` multiplies the gradient (the agent's share of all samples times n, or 1). With `sums` no vector
+    leaves in `Outgoing`; `sums` masks it for each receiver.
     """
 
     def __init__(

@@ -70,7 +70,9 @@ class Simulation:
     here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's
     gradients by n * samples_i / total samples, so that large shares count for more. `engine` picks how
     gradients are computed (see `gradients`); of a known number of `rounds`, "auto" takes the length into
-    account. With `secure_sums` exchanges are fixed-point sums, as those of agents with them. Parameters, samples and modules live on `device`, to which tasks are moved.
+    account.
+    With `secure_sums` exchanges are fixed-point sums, bit for bit those of agents with them. Parameters,
+    samples and modules live on `device`, to which tasks are moved.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """

@@ -119,6 +119,7 @@ class SecureGossip(Gossip):
         self._sum: Sum | None = None
         self._lost = ""
         self._asked = True
+        self._set: tuple[str, ...] = ()
         self._past: Position = (greeting.round, -1)
         self._incoming: tuple[str, ...] = ()
         self._outgoing: tuple[str, ...] = ()
@@ -163,7 +164,7 @@ class SecureGossip(Gossip):
             raise LocalProtocolError(f"exchange {self._position} is still open")
         self._round, self._position, self._began_s, self._note = position[0], position, now, note
         self._incoming, self._outgoing = tuple(sorted(incoming)), tuple(sorted(outgoing))
-        self._sum, self._lost, self._asked = None, "", False
+        self._sum, self._lost, self._asked, self._set = None, "", False, ()
         for edge in self._edges.values():
             edge.sit_out(position)
         for peer in self._outgoing:
@@ -346,6 +347,7 @@ class SecureGossip(Gossip):
         present = [
             p for p in self._incoming if self._peers[p].position == self._position and p in self._known
         ]
+        self._set = tuple(present)
         if len(present) < self._min_senders:
             self._lost = FEW if present else ""
             self._ask_nobody()
@@ -353,7 +355,7 @@ class SecureGossip(Gossip):
         self._asked, self._seq = True, self._seq + 1
         degree, own = len(self._incoming), self._keys.own
         incarnations = tuple(self._known[name].incarnation for name in present)
-        asked = Senders(self._seq, *self._position, degree, own.incarnation, tuple(present), incarnations)
+        asked = Senders(self._seq, *self._position, degree, own.incarnation, self._set, incarnations)
         degrees = {name: self._peers[name].ready.degree for name in present}  # type: ignore[union-attr]
         weights = {name: metropolis_hastings(degree, each) for name, each in degrees.items()}
         size = self.rules.vector_bytes
@@ -431,6 +433,8 @@ class SecureGossip(Gossip):
             return AHEAD
         if known.withdrawn[0] == position:
             return known.withdrawn[1]
+        if known.asked >= position and known.position != position:
+            return STALE  # whoever spoke of its own sum was READY before, or never will be
         if known.position != position and edge.peer_round + self.rules.period <= position[0]:
             if not edge.running:
                 return "joining"
@@ -480,7 +484,7 @@ class SecureGossip(Gossip):
             position,
             total.total.view(np.int32).data.cast("B") if total else None,
             taken,
-            {peer: self._absence(peer, position) or self._lost or "late" for peer in lacking},
+            {p: self._lost if p in self._set else self._absence(p, position) or "late" for p in lacking},
             max(notes, default=0.0),
             {p: (size * (p in given), size * (p in taken)) for p in sorted({*given, *taken})},
             len(one_sided) / max(1, len(self._incoming)),

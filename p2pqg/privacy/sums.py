@@ -25,8 +25,8 @@ def require_possible(topology: Topology, algorithm: Algorithm, name: str, min_se
     """Raise `ConfigError` with the reason why `algorithm` (called `name`) cannot mix sums on a topology."""
     if algorithm.needs_exact_sums or algorithm.needs_mean:
         raise ConfigError(
-            f"{name} needs exchanges that both ends make or neither: a secure sum that is lost is lost at one "
-            "end, which its corrections or averages never recover from; expected a method such as qg-dsgdm-n",
+            f"{name} needs exchanges that both ends make or neither: a secure sum that is lost is lost at "
+            "one end, from which its corrections or averages never recover; expected another, qg-dsgdm-n say",
             key="algorithm.name",
         )
     few = [

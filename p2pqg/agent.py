@@ -284,16 +284,18 @@ class Agent:
 
     async def _start_from_a_neighbour(self) -> None:
         """Take over a neighbour's state, and enter just beyond the round it belongs to. An agent that has a
-        model of its own goes on with that if it gets no other."""
+        model of its own goes on with that if it gets no other; with secure sums nobody gives any."""
         training = self.training
         try:
+            if self.sums:
+                raise TransportError("neighbours keep their models to themselves")
             tensors, round = await self.neighbourhood.fetch_state(
                 training.tensors(), self.table.start_timeout_s
             )
         except TransportError:
             if self._stopping:
                 return
-            if not self._resumed:
+            if not (self._resumed or self.sums):
                 raise
             round = max(self.gossip.rounds.values(), default=training.round)
         else:
@@ -537,8 +539,8 @@ def require_lockstep(table: AgentTable, topology: Topology | None) -> None:
     """Raise `ConfigError` for an agent that cannot take part in secure sums however it trains."""
     if table.lag != "wait":
         raise ConfigError(
-            'expected "wait", because a secure sum is all or nothing: whoever goes on without a slow neighbour '
-            f"loses the whole mix; found {table.lag!r}",
+            'expected "wait", because a secure sum is all or nothing: whoever goes on without a slow '
+            f"neighbour loses the whole mix; found {table.lag!r}",
             key="agent.lag",
         )
     if topology is None:

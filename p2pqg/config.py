@@ -207,8 +207,8 @@ class RunSettings(Settings):
             require_possible(graphs, self.algorithm.build(), self.algorithm.name, self.secure_sums)
 
     def wire(self, asked: Wire | None = None) -> str:
-        """Number format of models on the wire: what an agent asks for, or the model's own. Raises `ConfigError`
-        for one that secure sums cannot add up."""
+        """Number format of models on the wire: what an agent asks for, or the model's own. Raises
+        `ConfigError` for one that secure sums cannot add up."""
         if not self.secure_sums:
             return asked or self.task.dtype
         if asked not in (None, "float32"):

@@ -295,6 +295,9 @@ class Neighbourhood:
             asked = await connection.receive()
         if not isinstance(asked, GetState):
             raise RemoteProtocolError(f"expected GETSTATE, found {type(asked).__name__}")
+        if isinstance(self.gossip, SecureGossip):
+            await connection.send(Refuse("state", "an agent without secure sums", "one with them"))
+            return
         if self.gossip.joining or self._donating >= DONATIONS:
             found = "joining, too" if self.gossip.joining else "busy"
             await connection.send(Refuse("state", "an agent that takes part and is free", found))

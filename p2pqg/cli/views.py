@@ -34,6 +34,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     if "bytes_sent" in metrics:
         sent, received = bytes_text(metrics["bytes_sent"]), bytes_text(metrics["bytes_received"])
         table.add_row("traffic", f"{sent} sent, {received} received")
+    if "sums_masked" in metrics:
+        table.add_row("secure sums", _sums(metrics))
     table.add_row("security", _security(status["security"]))
     table.add_row("address", str(status["address"] or "-"))
     table.add_row("up", duration(status["uptime_s"]))
@@ -110,6 +112,17 @@ def _scores(status: Mapping[str, Any]) -> str:
     elif scores.get("test_loss") is not None:
         parts.append(f"test loss {scores['test_loss']:.4g} at round {scores['round']}")
     return ", ".join(parts)
+
+
+def _sums(metrics: Mapping[str, Any]) -> str:
+    text = f"{metrics['sums_masked']} received"
+    if metrics["sums_lost"]:
+        text += (
+            f", {metrics['sums_lost']} lost (the sum of models moved by about {metrics['sums_drift']:.2g})"
+        )
+    if metrics["sums_saturated"]:
+        text += f", {metrics['sums_saturated']} numbers out of range"
+    return text
 
 
 def _security(security: Mapping[str, Any]) -> RenderableType:

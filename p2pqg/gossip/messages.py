@@ -205,8 +205,8 @@ class StateHead:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The X25519 key with which `agent` agrees on masks in this incarnation (see `p2pqg.gossip.secure`), with the
-    signature of its certificate's key over it. `certificate` (DER) and `signature` are empty in a network
+    """The X25519 key with which `agent` agrees on masks in this incarnation (see `p2pqg.gossip.secure`), and
+    the signature of its certificate's key over it. `certificate` (DER) and `signature` are empty in a network
     without certificates."""
 
     agent: str
@@ -218,8 +218,8 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Sender: my vector for (round, exchange) is there, and I will send it under the first set of senders that
-    you announce. `degree`, `note` and `reached` as in BEGIN."""
+    """Sender: my vector for (round, exchange) is there, and I will send it under the first set of senders
+    that you announce. `degree`, `note` and `reached` as in BEGIN."""
 
     round: int
     exchange: int
@@ -245,7 +245,7 @@ class Senders:
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """Sender: all bytes of `seq` were sent. `checksum` is xxh3-64 over them; `check` is 0 plus the same kind of
+    """Sender: all bytes of `seq` were sent. `checksum` is xxh3-64 over them; `check` is 0 under the same
     masks, 64 bits wide: if those of all senders cancel, their sum is 0."""
 
     seq: int

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from p2pqg.errors import LocalProtocolError, RemoteProtocolError
-from p2pqg.gossip.edge import AHEAD, SLOWEST_BYTES_S, STALE, STATUS_INTERVAL_S, Edge, Position, Rules
+from p2pqg.gossip.edge import AHEAD, SLOWEST_BYTES_S, STALE, STATUS_INTERVAL_S, Position, Rules
 from p2pqg.gossip.machine import Gossip
 from p2pqg.gossip.membership import Membership
 from p2pqg.gossip.messages import (
@@ -157,7 +157,7 @@ class SecureGossip(Gossip):
         now: float,
         note: float = 0.0,
     ) -> None:
-        """Enter the exchange at `position`. The vector itself stays where it is until a `Mask` asks for it, so
+        """Enter the exchange at `position`. The vector itself stays where it is until a `Mask` asks for it:
         `payload`, `checksum` and `norm` are not looked at."""
         self._now = now
         if self._position is not None:
@@ -188,7 +188,7 @@ class SecureGossip(Gossip):
         self._advance()
 
     def masked(self, job: Mask, payload: memoryview, *, checksum: int, check: int, now: float) -> None:
-        """`job` is done: `payload` is the weighed and masked vector, and `check` the sum of the same masks."""
+        """`job` is done: `payload` is the weighed and masked vector, `check` the rest of the same masks."""
         self._now = now
         peer = self._peers[job.peer]
         peer.masking = False
@@ -298,8 +298,8 @@ class SecureGossip(Gossip):
             self._outputs.append(Mask(peer, position, weight, announced, others))
 
     def _refusal(self, peer: str, announced: Senders) -> str:
-        """Why this agent will not send under a set; empty if it will. Raises `RemoteProtocolError` for one that
-        no honest receiver asks for."""
+        """Why this agent will not send under a set; empty if it will. Raises `RemoteProtocolError` for one
+        that no honest receiver asks for."""
         names = announced.names
         strangers = set(names) - set(self._senders_to(peer, announced.round))
         if strangers or list(names) != sorted(set(names)):
@@ -348,6 +348,7 @@ class SecureGossip(Gossip):
             p for p in self._incoming if self._peers[p].position == self._position and p in self._known
         ]
         self._set = tuple(present)
+        self._note_lateness(set(self._incoming) - set(present), self._position)
         if len(present) < self._min_senders:
             self._lost = FEW if present else ""
             self._ask_nobody()
@@ -395,7 +396,7 @@ class SecureGossip(Gossip):
     def _advance(self) -> None:
         if self._position is None:
             return
-        if not self._asked and not any([self._is_awaited(peer) for peer in self._incoming]):
+        if not self._asked and not any(map(self._is_awaited, self._incoming)):
             self._ask()
         self._close()
 
@@ -404,8 +405,7 @@ class SecureGossip(Gossip):
         assert self._position is not None
         if self._peers[peer].position == self._position or self._absence(peer, self._position):
             return False
-        timeouts = HELD_UP if self._peers[peer].waits else 1.0
-        return self._still(peer, timeouts)
+        return self._passed() < (HELD_UP if self._peers[peer].waits else 1.0)
 
     def _is_owed(self, peer: str) -> bool:
         """Whether the receiver `peer` may still ask, or waits for a mask that is being made."""
@@ -416,13 +416,16 @@ class SecureGossip(Gossip):
         if self._leaving or known.asked == self._position or self._absence(peer, self._position):
             return False
         here = known.position == self._position or known.waits
-        return self._still(peer, LONGER + (1 + HELD_UP if here else 1.0))
+        return self._passed() < LONGER + (1 + HELD_UP if here else 1.0)
 
-    def _still(self, peer: str, timeouts: float) -> bool:
-        if self._now < self._began_s + timeouts * self.rules.round_timeout_s:
-            return True
-        self._peers[peer].late = True
-        return False
+    def _passed(self) -> float:
+        """Timeouts since the exchange began."""
+        return (self._now - self._began_s) / self.rules.round_timeout_s
+
+    def _note_lateness(self, peers: Iterable[str], position: Position) -> None:
+        """These could have come, and did not."""
+        for peer in peers:
+            self._peers[peer].late |= not self._absence(peer, position)
 
     def _absence(self, peer: str, position: Position) -> str:
         """Why `peer` cannot be waited for in the exchange at `position`; empty if it can."""
@@ -452,16 +455,17 @@ class SecureGossip(Gossip):
             if self._now < self._deadline:
                 return
             missing = sorted(set(total.announced.names) - total.finished)
-            for peer in missing:
-                self._peers[peer].late = True
             self._lose(f"{', '.join(missing)} did not send before the deadline")
         elif total is not None and total.check:
             self._lose("the masks do not cancel: senders differ in a key or in the set")
-        if any([self._is_owed(peer) for peer in self._outgoing]):
+        if any(map(self._is_owed, self._outgoing)):
             return
+        silent = [peer for peer in self._outgoing if self._peers[peer].asked != position]
+        if not self._leaving:
+            self._note_lateness(silent, position)
         self._position, self._past, self._closed_s = None, position, self._now
-        for peer in self._outgoing:
-            if self._is_live(peer) and self._peers[peer].asked != position:
+        for peer in silent:
+            if self._is_live(peer):
                 self._sender(peer)(Skip(0, *position, "leaving" if self._leaving else AHEAD))
         summed = self._summed(position)
         self._sum = None

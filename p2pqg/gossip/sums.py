@@ -20,8 +20,8 @@ WORD_BYTES = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """To do: weigh and mask the own vector of `position` for the receiver `peer`, with the `keys` of the other
-    senders in `announced`, and hand it to `SecureGossip.masked`."""
+    """To do: weigh and mask the own vector of `position` for the receiver `peer`, with the `keys` of the
+    other senders in `announced`, and hand it to `SecureGossip.masked`."""
 
     peer: str
     position: Position

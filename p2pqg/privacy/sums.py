@@ -1,4 +1,4 @@
-"""Secure sums at one agent: when they are possible, its vector masked for each receiver, and what they cost."""
+"""Secure sums at one agent: when they can be had, its vector masked for each receiver, and what they cost."""
 
 from __future__ import annotations
 

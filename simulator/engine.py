@@ -240,6 +240,12 @@ class Simulation:
         """What training takes of memory."""
         return footprint(self.tasks, self.algorithm, self.gradients.chunk)
 
+    def saturated(self) -> dict[str, int]:
+        """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All
+        processes of the world call it alike."""
+        counts = [sums.saturated for sums in self._products if isinstance(sums, SecureSums)]
+        return {"saturated": int(self.world.gather(torch.stack(counts).sum(0)).sum())} if counts else {}
+
     def _lrs(self, round: int) -> Sequence[Rate]:
         """The learning rate of each local step of a round."""
         return self.schedule.steps(round, self.algorithm.local_steps)

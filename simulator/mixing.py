@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from p2pqg.privacy.masking import encode, mixed
+from p2pqg.privacy.masking import RANGE, encode, mixed
 
 Product = Callable[[Tensor], Tensor]
 
@@ -50,30 +50,29 @@ def product(
 class SecureSums:
     """The function v -> W @ v, bit for bit as agents with secure sums make it: each row from the own vector
     and the fixed-point sum of the neighbours'. Masks, which cancel, are left out. Arguments as of `product`;
-    `saturated` counts numbers that did not fit, as agents do."""
+    `saturated` counts the numbers of each row's own vector that did not fit, over all calls."""
 
     def __init__(
         self, W: Tensor, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
     ) -> None:
         rows = range(len(W)) if rows is None else rows
         columns = range(len(W)) if columns is None else columns
-        self._rows = [
-            (columns.index(i), [(k, float(W[i, j])) for k, j in enumerate(columns) if j != i and W[i, j]])
-            for i in rows
+        self._own = [columns.index(i) for i in rows]
+        self._terms = [
+            [(k, float(W[i, j])) for k, j in enumerate(columns) if j != i and W[i, j]] for i in rows
         ]
-        self.saturated = 0
+        self.saturated = torch.zeros(len(rows), dtype=torch.int64)
 
     def __call__(self, v: Tensor) -> Tensor:
         encoded: dict[tuple[int, float], Tensor] = {}
-        worst: dict[int, int] = {}
-        out = torch.empty(len(self._rows), v.shape[1], dtype=v.dtype, device=v.device)
-        for own, (i, terms) in zip(out, self._rows, strict=True):
+        own = v[self._own]
+        out = torch.empty_like(own)
+        for x, terms, row in zip(own, self._terms, out, strict=True):
             total = torch.zeros(v.shape[1], dtype=torch.int32, device=v.device)
             for j, w in terms:
                 if (j, w) not in encoded:
-                    encoded[j, w], count = encode(v[j], w)
-                    worst[j] = max(worst.get(j, 0), count)
+                    encoded[j, w], _ = encode(v[j], w)
                 total += encoded[j, w]
-            own.copy_(mixed(v[i], total, [w for _, w in terms]))
-        self.saturated += sum(worst.values())
+            row.copy_(mixed(x, total, [w for _, w in terms]))
+        self.saturated += (own.abs() > RANGE).sum(1).cpu()
         return out

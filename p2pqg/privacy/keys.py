@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -74,7 +74,7 @@ class KeyRing:
             if not isinstance(public, ec.EllipticCurvePublicKey):
                 raise InvalidSignature
             public.verify(key.signature, self._statement(key), ec.ECDSA(SHA256()))
-        except (ValueError, InvalidSignature):
+        except (ValueError, UnsupportedAlgorithm, InvalidSignature):
             raise RemoteProtocolError(f"the key of {key.agent} is not signed by it") from None
         if (name := identity.admission.check(certificate)) != key.agent:
             raise RemoteProtocolError(f"the key of {key.agent} is signed by {name}")

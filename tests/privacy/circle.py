@@ -117,7 +117,7 @@ class Circle:
     def pass_time(self, seconds: float) -> None:
         end_s = self.now + seconds
         while self.now < end_s:
-            self.now += 0.5
+            self.now += 1.0
             for member in self.members.values():
                 if member.alive:
                     member.gossip.tick(self.now)

@@ -65,7 +65,7 @@ def models(agents: list[Agent]) -> Tensor:
     ("algorithm", "topology", "n"),
     [
         ("qg-dsgdm-n", "ring", 4),
-        ("dsgd", "complete", 4),
+        pytest.param("dsgd", "complete", 4, marks=pytest.mark.slow),
         ("dsgdm-n-buffer-ring", "ring", 3),
         pytest.param("qg-dsgdm-n", "ring", 5, marks=pytest.mark.slow),
         pytest.param("qg-dadam", "torus", 9, marks=pytest.mark.slow),
@@ -89,19 +89,14 @@ def test_training_with_sums_stays_within_rounding_of_training_without() -> None:
         torch.testing.assert_close(with_sums.x, without.x, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.02])
-def test_bad_weather_costs_mixes_and_is_counted(drop: float) -> None:
-    """Duplicates, delays and lost messages: all rounds are done, and every sum that a receiver has is one."""
-    faults = Faults(delay_s=(0.0, 0.2), duplicate=0.2, drop=drop)
+def test_bad_weather_costs_mixes_and_is_counted() -> None:
+    """Duplicates, delays and lost messages: all rounds are done."""
+    faults = Faults(delay_s=(0.0, 0.2), duplicate=0.2, drop=0.02)
     agents = network(settings(rounds=20), MemoryNetwork(1, faults), round_timeout_s=2)
     assert min(agent.training.round for agent in agents) >= 20
-    if drop:
-        assert sum(tally(agent).lost for agent in agents) > 0
-        assert any(tally(agent).drift > 0 for agent in agents)
-    else:
-        assert all(tally(agent).lost == 0 for agent in agents)
-        *_, reference = simulate(settings(rounds=20), engine="loop")
-        assert torch.equal(models(agents), reference.x)
+    assert sum(tally(agent).lost for agent in agents) > 0
+    assert any(tally(agent).drift > 0 for agent in agents)
+    assert all(tally(agent).masked > 5 for agent in agents)
 
 
 CUTS = [

@@ -12,13 +12,26 @@ import pytest
 import torch
 from circle import TIMEOUT_S, Circle
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from p2pqg.algorithms import build as build_algorithm
 from p2pqg.errors import ConfigError, RemoteProtocolError, TrainingDiverged
-from p2pqg.gossip.messages import Data, Key, Masked, Message, Senders
+from p2pqg.gossip.messages import (
+    Begin,
+    Bye,
+    Commit,
+    Data,
+    Hello,
+    Key,
+    Masked,
+    Message,
+    Ready,
+    Senders,
+    Skip,
+    Status,
+)
 from p2pqg.gossip.sums import Summed
 from p2pqg.privacy import KeyRing, Secret
 from p2pqg.privacy.masking import RANGE, encode, masked, mixed, total
@@ -29,6 +42,7 @@ from p2pqg.topology import build
 # ---- arithmetic
 
 
+@settings(max_examples=30)
 @given(st.integers(2, 5), st.integers(1, 9), st.data())
 def test_the_masked_sum_is_the_unmasked_one_bit_for_bit(n: int, d: int, data: st.DataObject) -> None:
     values = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=d, max_size=d)
@@ -57,6 +71,7 @@ def test_a_row_of_sums_is_that_of_w_within_rounding(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=3e-7, atol=3 * 2**-25)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5), st.integers(1, 20))
 def test_what_does_not_fit_saturates_and_is_counted(values: list[float], degree: int) -> None:
     x = torch.tensor(values, dtype=torch.float64)
@@ -344,6 +359,46 @@ def test_nobody_sends_under_a_second_set() -> None:
     circle.pump()
     assert any("two sums" in reason for reason in circle.dropped["a"])
     assert circle.seen("b", "a") == sent
+
+
+small = st.integers(0, 3)
+anything = st.one_of(
+    st.builds(
+        Key, st.sampled_from("abcdz"), small, st.binary(min_size=32, max_size=32), st.binary(max_size=9)
+    ),
+    st.builds(Ready, small, small, small | st.just(2**64 - 1), reached=small),
+    st.lists(st.tuples(st.sampled_from("abcdz"), small), max_size=4).flatmap(
+        lambda pairs: st.builds(
+            Senders, small, small, small, small, small, *(st.just(tuple(p[k] for p in pairs)) for k in (0, 1))
+        )
+    ),
+    st.builds(Data, small, st.sampled_from([0, 4, 8, 24]), st.binary(min_size=1, max_size=24)),
+    st.builds(Masked, small, small, small),
+    st.builds(Skip, small, small, small, st.just("no")),
+    st.builds(Status, small, st.just(0.0), waiting=st.booleans()),
+    st.sampled_from([Begin(0, 0, 0, 2, 24, "float32", 1.0), Commit(0), Bye("gone")]),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(anything, max_size=20), st.booleans())
+def test_any_sequence_of_messages_raises_nothing(messages: list[Message], connected_again: bool) -> None:
+    """b says anything to a, who is in the middle of a round, and still ends it."""
+    circle = Circle(
+        tamper=lambda sender, receiver, message: [] if sender == "b" and receiver == "a" else [message]
+    )
+    a = circle.members["a"].gossip
+    a.received("b", Hello("net", "1", "b", 1), circle.now)
+    circle.begin(0)
+    for message in messages:
+        a.received("b", message, circle.now)
+        circle.pump()
+        if connected_again and "b" not in a.live:
+            a.connected("b")
+            a.received("b", Hello("net", "1", "b", 1), circle.now)
+    circle.pass_time(5 * TIMEOUT_S)
+    assert 0 in circle.members["a"].results
+    assert_one_set_each(circle)
 
 
 # ---- refused at the start

@@ -91,12 +91,12 @@ def test_training_with_sums_stays_within_rounding_of_training_without() -> None:
 
 def test_bad_weather_costs_mixes_and_is_counted() -> None:
     """Duplicates, delays and lost messages: all rounds are done."""
-    faults = Faults(delay_s=(0.0, 0.2), duplicate=0.2, drop=0.02)
+    faults = Faults(delay_s=(0.0, 0.2), duplicate=0.2, drop=0.005)
     agents = network(settings(rounds=20), MemoryNetwork(1, faults), round_timeout_s=2)
     assert min(agent.training.round for agent in agents) >= 20
     assert sum(tally(agent).lost for agent in agents) > 0
     assert any(tally(agent).drift > 0 for agent in agents)
-    assert all(tally(agent).masked > 5 for agent in agents)
+    assert all(tally(agent).masked > 10 for agent in agents)
 
 
 CUTS = [

@@ -29,15 +29,20 @@ from p2pqg.gossip.machine import Exchanged, Gossip
 from p2pqg.gossip.membership import Membership
 from p2pqg.gossip.messages import JOINING, Hello, Member
 from p2pqg.gossip.pace import Pace, entry
+from p2pqg.gossip.secure import SecureGossip
 from p2pqg.gossip.snapshot import Snapshot, snapshot
+from p2pqg.gossip.sums import WORD_BYTES, Mask, Summed
 from p2pqg.home import Home
 from p2pqg.neighbourhood import Neighbourhood, Observe
 from p2pqg.participation import Participation
-from p2pqg.privacy import Secret, protect_agent
+from p2pqg.privacy import KeyRing, Secret, SecureSums, protect_agent
+from p2pqg.privacy.masking import RANGE
+from p2pqg.privacy.sums import Tally
+from p2pqg.security import Identity
 from p2pqg.tasks.base import Evaluation, Task
 from p2pqg.telemetry import MetricsWriter
 from p2pqg.telemetry.journal import Link
-from p2pqg.topology import build
+from p2pqg.topology import Topology, build
 from p2pqg.training import Outgoing, Training
 from p2pqg.transport.base import Transport
 from p2pqg.wire.tensors import WIRE_DTYPES
@@ -69,8 +74,9 @@ class Agent:
     """One agent of `network`, running `settings` on its own `task`.
 
     Without a `home` nothing is kept on disk. `stop_after` ends the run at a round boundary, with a
-    checkpoint. `secret` makes private noise repeatable, in tests only. Errors: `ConfigError` before anything
-    starts; `TransportError` if neighbours do not show up; `TrainingDiverged`; `StorageError`.
+    checkpoint. `secret` makes private noise repeatable, in tests only; `identity()` is the certificate that
+    vouches for the key of secure sums. Errors: `ConfigError` before anything starts; `TransportError` if
+    neighbours do not show up; `TrainingDiverged`; `StorageError`.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class Agent:
         discovery: Discovery | None = None,
         observe: Observe = no_events,
         secret: Secret | None = None,
+        identity: Callable[[], Identity | None] = lambda: None,
     ) -> None:
         living = network.membership == "alive"
         if table.name not in network.names and not living:
@@ -105,15 +112,23 @@ class Agent:
                 f"network gives; found {network.topology}",
                 key="algorithm.name",
             )
+        if settings.secure_sums:
+            require_lockstep(table, topology)
+            settings.require_secure_sums(topology or build(network.topology, 1))
         self.protection = protect_agent(
             task, settings.mechanism(task), algorithm, agent=self.name, home=home, secret=secret
         )
         if self.protection:
             task = self.protection.task
-        wire = table.wire or settings.task.dtype
+        wire = settings.wire(table.wire)
         self.agreed = settings.agreed(task.spec, topology or build(network.topology, 1)) | {"wire": wire}
         if living:
             self.agreed["topology"] = network.rule
+        incarnation = home.incarnation + 1 if home else secrets.randbits(48) | 1 << 48
+        self.sums = None
+        if settings.secure_sums:
+            ring = KeyRing(network.name, network.run, self.name, incarnation, identity)
+            self.sums = SecureSums(ring)
         self.training = Training(
             task,
             algorithm,
@@ -122,6 +137,7 @@ class Agent:
             seed=settings.seed,
             wire=wire,
             scale=gradient_scale(task, settings.task.weighting, len(self.names)),
+            sums=self.sums,
         )
         self.participation = Participation()
         self._resumed = self._restore()
@@ -129,7 +145,7 @@ class Agent:
             network.name,
             network.run,
             self.name,
-            home.next_incarnation() if home else secrets.randbits(48) | 1 << 48,
+            home.next_incarnation() if home else incarnation,
             self.agreed,
             round=self.training.round,
             joining=True,
@@ -146,22 +162,30 @@ class Agent:
             if topology
             else LivingGraphs(network.topology, network.edges, membership)
         )
-        self.gossip = Gossip(
-            greeting,
-            self.graphs.sought,
-            Rules(
-                vector_bytes=task.spec.d * WIRE_DTYPES[wire].itemsize,
-                wire=wire,
-                vectors=algorithm.messages,
-                round_timeout_s=table.round_timeout_s,
-                lag=table.lag,
-                period=self.graphs.topology().period,
-            ),
-            membership,
+        rules = Rules(
+            vector_bytes=task.spec.d * (WORD_BYTES if self.sums else WIRE_DTYPES[wire].itemsize),
+            wire=wire,
+            vectors=algorithm.messages,
+            round_timeout_s=table.round_timeout_s,
+            lag=table.lag,
+            period=self.graphs.topology().period,
+        )
+        self.gossip = (
+            SecureGossip(
+                greeting,
+                self.graphs.sought,
+                rules,
+                membership,
+                keys=self.sums.keys,
+                senders_to=self.graphs.senders_to,
+                min_senders=settings.secure_sums,
+            )
+            if self.sums
+            else Gossip(greeting, self.graphs.sought, rules, membership)
         )
         self.incarnation = greeting.incarnation
         self.neighbourhood = Neighbourhood(
-            self.gossip, greeting, transport, self.graphs, observe, self._snapshot, living=living
+            self.gossip, greeting, transport, self.graphs, observe, self._snapshot, self._mask, living=living
         )
         self.pace = Pace(self.last_round, every_round=self.graphs.topology().period == 1)
         self._expected = max(len(self.names), network.at_least) if living else 1
@@ -264,16 +288,18 @@ class Agent:
 
     async def _start_from_a_neighbour(self) -> None:
         """Take over a neighbour's state, and enter just beyond the round it belongs to. An agent that has a
-        model of its own goes on with that if it gets no other."""
+        model of its own goes on with that if it gets no other; with secure sums nobody gives any."""
         training = self.training
         try:
+            if self.sums:
+                raise TransportError("neighbours keep their models to themselves")
             tensors, round = await self.neighbourhood.fetch_state(
                 training.tensors(), self.table.start_timeout_s
             )
         except TransportError:
             if self._stopping:
                 return
-            if not self._resumed:
+            if not (self._resumed or self.sums):
                 raise
             round = max(self.gossip.rounds.values(), default=training.round)
         else:
@@ -299,12 +325,18 @@ class Agent:
         """The state at the last round boundary, for an agent that joins."""
         return await self._compute(lambda: snapshot(self.training.tensors(), self.training.round))
 
+    async def _mask(self, job: Mask) -> tuple[memoryview, int, int]:
+        """The vector of the open exchange, as a receiver asks for it."""
+        assert self.sums is not None
+        return await self._compute(self.sums.mask, job)
+
     async def _train_one_round(self, metrics: MetricsWriter | _NoMetrics) -> Evaluation | None:
         """One round, its line in the metrics, and what is due after it."""
         training, settings = self.training, self.settings
         round = training.round
         started = time.perf_counter()
         exchange_s, missed, traded = 0.0, dict[str, str](), dict[str, tuple[int, int]]()
+        mixed: set[str] = set()
         score = round + 1 == settings.rounds or (
             settings.eval_every and (round + 1) % settings.eval_every == 0
         )
@@ -317,12 +349,13 @@ class Agent:
             exchanged = await self._exchange(outgoing)
             exchange_s += time.perf_counter() - exchange_started
             missed |= exchanged.missed
-            for c in exchanged.contributions:
-                sent, received = traded.get(c.peer, (0, 0))
-                traded[c.peer] = sent + len(c.own), received + len(c.theirs)
+            mixed |= {*exchanged.mixed}
+            for peer, (out, back) in exchanged.traded.items():
+                sent, received = traded.get(peer, (0, 0))
+                traded[peer] = sent + out, received + back
             outgoing = await self._compute(training.mixed, exchanged)
         self._missed = missed
-        self.participation.count(round, traded, missed)
+        self.participation.count(round, mixed, missed)
         for peer, reason in missed.items():
             self.observe("missed", {"peer": peer, "round": round, "reason": reason})
         done = training.round
@@ -335,15 +368,16 @@ class Agent:
         measured = {
             "loss": training.loss,
             "lr": training.schedule.steps(round, training.algorithm.local_steps)[-1],
-            "neighbours": len(traded),
+            "neighbours": len(mixed),
             "missed": missed,
             "bytes_sent": sent,
             "bytes_received": received,
             "round_s": time.perf_counter() - started,
             "exchange_s": exchange_s,
-            **({"disagreement": training.disagreement} if measure and traded else {}),
+            **({"disagreement": training.disagreement} if measure and mixed else {}),
             **_evaluated(evaluation),
             **(self.protection.measurements() if self.protection else {}),
+            **(self.sums.tally.as_json() if self.sums else {}),
         }
         metrics.write(done, measured)
         self.observe("round", {"round": done, **measured, "exchanged": traded})
@@ -371,12 +405,12 @@ class Agent:
         await self.neighbourhood.settle(self.table.round_timeout_s)
         await self._compute(self.training.settle, self.gossip.late())
 
-    async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged:
+    async def _exchange(self, outgoing: Outgoing, note: float = 0.0) -> Exchanged | Summed:
         incoming, neighbours_out = self.graphs.exchanges(outgoing.position[0])
         if self.graphs.remark != self._remark:
             self._remark = self.graphs.remark
             self.observe("graph", {"round": outgoing.position[0], "remark": self._remark or "whole again"})
-        return await self.neighbourhood.exchange(
+        exchanged = await self.neighbourhood.exchange(
             outgoing.position,
             outgoing.payload,
             checksum=outgoing.checksum,
@@ -385,6 +419,18 @@ class Agent:
             outgoing=neighbours_out,
             note=note,
         )
+        if isinstance(exchanged, Summed):
+            self._tell(exchanged)
+        return exchanged
+
+    def _tell(self, summed: Summed) -> None:
+        """What an operator should know of a secure sum."""
+        assert self.sums is not None
+        if summed.lost:
+            self.observe("mix_lost", {"round": summed.position[0], "reason": summed.lost})
+        if self.sums.just_saturated:
+            details = {"round": summed.position[0], "numbers": self.sums.just_saturated, "beyond": RANGE}
+            self.observe("saturated", details)
 
     async def _compute(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
@@ -430,6 +476,8 @@ class Agent:
             self.protection.require(meta.get("privacy"), "the checkpoint")
         self.training.restore(tensors, meta["round"])
         self.participation = Participation.from_json(meta["participation"])
+        if self.sums:
+            self.sums.tally = Tally.from_json(meta["secure_sums"])
         return True
 
     def _fell_back(self, reason: str) -> None:
@@ -444,6 +492,7 @@ class Agent:
             "round": self.training.round,
             "participation": self.participation.as_json(),
             **({"privacy": self.protection.witness()} if self.protection else {}),
+            **({"secure_sums": self.sums.tally.as_json()} if self.sums else {}),
         }
         self.home.save(self.training.tensors(), meta)
         self.observe("checkpoint", {"round": self.training.round})
@@ -473,6 +522,7 @@ class Agent:
             "bytes_sent": self.neighbourhood.traffic[0],
             "bytes_received": self.neighbourhood.traffic[1],
             "privacy": self.protection.report() if self.protection else None,
+            "secure_sums": self.sums.tally.as_json() if self.sums else None,
         }
         path = self.home.save_model(training.model(), card)
         self.observe("finished", {"model": str(path)})
@@ -487,6 +537,22 @@ class _NoMetrics:
         return self
 
     def __exit__(self, *error: object) -> None: ...
+
+
+def require_lockstep(table: AgentTable, topology: Topology | None) -> None:
+    """Raise `ConfigError` for an agent that cannot take part in secure sums however it trains."""
+    if table.lag != "wait":
+        raise ConfigError(
+            'expected "wait", because a secure sum is all or nothing: whoever goes on without a slow '
+            f"neighbour loses the whole mix; found {table.lag!r}",
+            key="agent.lag",
+        )
+    if topology is None:
+        raise ConfigError(
+            'expected "fixed", because senders check whose sum they are asked for against a graph that all '
+            'know; found "alive"',
+            key="membership",
+        )
 
 
 def gradient_scale(task: Task, weighting: str, n: int) -> float:

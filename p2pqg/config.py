@@ -24,6 +24,7 @@ from p2pqg.algorithms import Algorithm
 from p2pqg.errors import ConfigError
 from p2pqg.flat import Spec
 from p2pqg.privacy.accounting import Accountant, Mechanism, noise_multiplier
+from p2pqg.privacy.sums import WIRE, require_possible
 from p2pqg.privacy.task import private
 from p2pqg.schedules import Schedule
 from p2pqg.security.certificates import AGENT_NAME
@@ -103,7 +104,7 @@ class FinishSettings(Settings):
 
 
 class PrivacySettings(Settings):
-    """``[privacy]``: differential privacy of each agent's records, see docs/privacy.md. With
+    """``[privacy]``: differential privacy of each agent's records, and secure sums, see docs/privacy.md. With
     `target_epsilon` alone, the noise is what `rounds` of training (all of them unless set) can afford; with
     `noise_multiplier` alone, epsilon is only counted; with both, training stops when it is spent."""
 
@@ -114,6 +115,10 @@ class PrivacySettings(Settings):
     target_delta: float = Field(default=1e-5, gt=0, lt=1)
     rounds: int | None = Field(default=None, ge=1)
     accountant: Accountant = "prv"
+    secure_sums: bool = False
+    """Whether an agent learns only the sum of what its neighbours send."""
+    min_senders: int = Field(default=2, ge=2)
+    """Neighbours that a sum takes at least."""
 
     @model_validator(mode="after")
     def _decided(self) -> PrivacySettings:
@@ -191,6 +196,28 @@ class RunSettings(Settings):
         own = private(task)
         return self.privacy.mechanism(own.samples, own.batch_size, self.rounds, self.algorithm.local_steps)
 
+    @property
+    def secure_sums(self) -> int:
+        """How many senders a sum takes at least; 0 where models are sent as they are."""
+        return self.privacy.min_senders if self.privacy and self.privacy.secure_sums else 0
+
+    def require_secure_sums(self, graphs: Topology) -> None:
+        """Raise `ConfigError` if secure sums are asked for and cannot be had on a topology."""
+        if self.secure_sums:
+            require_possible(graphs, self.algorithm.build(), self.algorithm.name, self.secure_sums)
+
+    def wire(self, asked: Wire | None = None) -> str:
+        """Number format of models on the wire: what an agent asks for, or the model's own. Raises
+        `ConfigError` for one that secure sums cannot add up."""
+        if not self.secure_sums:
+            return asked or self.task.dtype
+        if asked not in (None, "float32"):
+            raise ConfigError(
+                f"expected none, because secure sums have a format of their own; found {asked}",
+                key="agent.wire",
+            )
+        return WIRE
+
     def agreed(self, spec: Spec, topology: Topology) -> dict[str, str]:
         """Everything the agents of one network must have in common, by name (not batch size, not privacy)."""
         algorithm = self.algorithm.build()
@@ -205,6 +232,7 @@ class RunSettings(Settings):
             "finish": f"tolerance={self.finish.tolerance} max_rounds={self.finish.max_rounds}",
             "model": f"{spec.d} parameters, fingerprint {spec.fingerprint}",
             "topology": f"{topology.name} of {topology.n}, fingerprint {topology.fingerprint}",
+            **({"secure_sums": f"of {self.secure_sums} or more"} if self.secure_sums else {}),
         }
 
 
@@ -217,7 +245,7 @@ class SimulationSettings(RunSettings):
     @model_validator(mode="after")
     def _possible(self) -> SimulationSettings:
         if not self.topology.startswith("edges:"):
-            topology.build(self.topology, self.agents)
+            self.require_secure_sums(topology.build(self.topology, self.agents))
         return self
 
     @property

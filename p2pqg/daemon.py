@@ -89,6 +89,7 @@ class Daemon:
                 stop_after=stop_after,
                 discovery=_discovery(settings),
                 observe=self.observe,
+                identity=lambda: self.transport.identity,
             )
             if resumed := self.agent.training.round:
                 self.journal.resume(line for line in self.home.measured() if line["round"] <= resumed)

@@ -25,7 +25,9 @@ from p2pqg.gossip.graphs import Graphs
 from p2pqg.gossip.machine import Drop, Exchanged, Gossip, Send
 from p2pqg.gossip.membership import MOST_MEMBERS, Membership
 from p2pqg.gossip.messages import CHUNK_BYTES, Data, GetState, Hello, Message, Refuse, StateHead
+from p2pqg.gossip.secure import SecureGossip
 from p2pqg.gossip.snapshot import Download, Snapshot
+from p2pqg.gossip.sums import Mask, Summed
 from p2pqg.transport.base import Connection, Transport
 
 TICK_S = 0.1
@@ -104,6 +106,7 @@ class Neighbourhood:
         graphs: Graphs,
         observe: Observe,
         snapshot: Callable[[], Awaitable[Snapshot]],
+        mask: Callable[[Mask], Awaitable[tuple[memoryview, int, int]]],
         *,
         living: bool = False,
     ) -> None:
@@ -111,7 +114,7 @@ class Neighbourhood:
         self.address = ""
         self.refusals: dict[str, str] = {}
         self._greeting, self._observe = greeting, observe
-        self._transport, self._snapshot, self._living = transport, snapshot, living
+        self._transport, self._snapshot, self._mask, self._living = transport, snapshot, mask, living
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._sought: set[str] = set()
         self._contact, self._contacted_s = "", -math.inf
@@ -122,7 +125,7 @@ class Neighbourhood:
         self._links: dict[str, _Link] = {}
         self._changed = asyncio.Event()
         self._lost_s: dict[str, float] = {}
-        self._exchanged: asyncio.Future[Exchanged] | None = None
+        self._exchanged: asyncio.Future[Exchanged | Summed] | None = None
         self._bytes: dict[str, tuple[int, int]] = {}  # of connections that are gone
         self._leaving = self._closing = False
         payload_bytes = gossip.rules.vectors * gossip.rules.vector_bytes
@@ -217,7 +220,7 @@ class Neighbourhood:
         incoming: tuple[str, ...],
         outgoing: tuple[str, ...],
         note: float = 0.0,
-    ) -> Exchanged:
+    ) -> Exchanged | Summed:
         """One exchange with the neighbours of this round; ends when every edge has committed or missed."""
         self._exchanged = asyncio.get_running_loop().create_future()
         for peer in {*incoming, *outgoing}:
@@ -310,6 +313,9 @@ class Neighbourhood:
             asked = await connection.receive()
         if not isinstance(asked, GetState):
             raise RemoteProtocolError(f"expected GETSTATE, found {type(asked).__name__}")
+        if isinstance(self.gossip, SecureGossip):
+            await connection.send(Refuse("state", "an agent without secure sums", "one with them"))
+            return
         if self.gossip.joining or self._donating >= DONATIONS:
             found = "joining, too" if self.gossip.joining else "busy"
             await connection.send(Refuse("state", "an agent that takes part and is free", found))
@@ -571,10 +577,18 @@ class Neighbourhood:
                     link = self._links.get(peer)
                     if link is not None:
                         link.end(reason)
-                case Exchanged():
+                case Mask():
+                    self._group.create_task(self._make_mask(output))
+                case Exchanged() | Summed():
                     if self._exchanged is not None and not self._exchanged.done():
                         self._exchanged.set_result(output)
         self._changed.set()
+
+    async def _make_mask(self, job: Mask) -> None:
+        assert isinstance(self.gossip, SecureGossip)
+        payload, checksum, check = await self._mask(job)
+        self.gossip.masked(job, payload, checksum=checksum, check=check, now=self._now())
+        self._carry_out()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

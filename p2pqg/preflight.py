@@ -242,9 +242,9 @@ def _nearest(home: Path) -> Path:
 def _checkpoint(settings: AgentSettings, network: NetworkFile, task: Task) -> Iterator[Finding]:
     if not settings.agent.home.exists():
         return
-    wire = {"wire": settings.agent.wire or settings.task.dtype}
     damaged: list[str] = []
     try:
+        wire = {"wire": settings.wire(settings.agent.wire)}
         agreed = settings.agreed(task.spec, network.build()) | wire
         found = Home(settings.agent.home).load(agreed, damaged.append)
     except P2PQGError as error:

@@ -20,6 +20,8 @@ from p2pqg.algorithms import Algorithm, Effect, Gradient, Program, State, mix
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
 from p2pqg.gossip.machine import Exchanged, disagreement, mixed
+from p2pqg.gossip.sums import Summed
+from p2pqg.privacy import SecureSums
 from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Evaluation, Task, with_full_gradient
 from p2pqg.wire.tensors import WIRE_DTYPES, payload, snapshot
@@ -41,7 +43,8 @@ class Training:
     """Parameters `x: [d]`, the algorithm's state, the task's buffers, and the round they are at; also how far
     the neighbours' models were (`disagreement`) in gossip-only rounds and in those that measure it.
 
-    `scale` multiplies the gradient (the agent's share of all samples times n, or 1).
+    `scale` multiplies the gradient (the agent's share of all samples times n, or 1). With `sums` no vector
+    leaves in `Outgoing`; `sums` masks it for each receiver.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class Training:
         seed: int,
         wire: str,
         scale: float = 1.0,
+        sums: SecureSums | None = None,
     ) -> None:
         self.task, self.algorithm, self.schedule = task, algorithm, schedule
-        self.agent, self.seed, self.wire, self.scale = agent, seed, wire, scale
+        self.agent, self.seed, self.wire, self.scale, self.sums = agent, seed, wire, scale, sums
         if algorithm.needs_full_gradient:
             with_full_gradient(task)
         self.x = task.init(seed)
@@ -88,9 +92,15 @@ class Training:
         self._losses, self._exchange = [], 0
         return self._advance(None)
 
-    def mixed(self, exchanged: Exchanged) -> Outgoing | None:
+    def mixed(self, exchanged: Exchanged | Summed) -> Outgoing | None:
         """Apply an exchange and compute up to the next one; None if the round is done."""
         self._exchange += 1
+        if isinstance(exchanged, Summed):
+            assert self.sums is not None
+            vector = self.sums.mixed(exchanged)
+            if self._gossip_only or self._exchange - 1 == self.algorithm.model_exchange:
+                self.disagreement = self.sums.apart
+            return self._advance((vector,))
         if self._gossip_only:  # what is late may come from training, with other vectors than the model
             self.disagreement = disagreement(exchanged.contributions, self.wire)
             outgoing = self._advance((mixed(self._sent, exchanged.contributions, self.wire),))
@@ -186,6 +196,9 @@ class Training:
     def _outgoing(self, effect: Effect) -> Outgoing:
         assert not isinstance(effect, Gradient)
         self._sent = effect.vectors[0] if len(effect.vectors) == 1 else torch.cat(effect.vectors)
+        if self.sums is not None:
+            self.sums.enter(self._sent)
+            return Outgoing((self.round, self._exchange), memoryview(b""), 0, 0.0)
         rounding = seeds.generator(self.seed, f"rounding {self._exchange}", self.agent, self.round)
         q = snapshot(self._sent, self.wire, rounding)
         data = payload(q)

@@ -20,6 +20,8 @@ from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rat
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
+from p2pqg.gossip.sums import WORD_BYTES
+from p2pqg.privacy.masking import apart
 from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Task, with_full_gradient
 from p2pqg.topology import Topology
@@ -27,7 +29,7 @@ from p2pqg.topology import Topology
 from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
 from .memory import Footprint, footprint
-from .mixing import Product, product
+from .mixing import Product, SecureSums, product
 from .placement import device_named, place
 from .world import Reach, World
 
@@ -68,7 +70,9 @@ class Simulation:
     here, and all processes call the same methods in the same order. `weighting` "samples" scales agent i's
     gradients by n * samples_i / total samples, so that large shares count for more. `engine` picks how
     gradients are computed (see `gradients`); of a known number of `rounds`, "auto" takes the length into
-    account. Parameters, samples and modules live on `device`, to which tasks are moved.
+    account.
+    With `secure_sums` exchanges are fixed-point sums, bit for bit those of agents with them. Parameters,
+    samples and modules live on `device`, to which tasks are moved.
 
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
@@ -86,6 +90,7 @@ class Simulation:
         device: torch.device | str = "cpu",
         world: World | None = None,
         rounds: int | None = None,
+        secure_sums: bool = False,
     ) -> None:
         self.world = World(topology.n) if world is None else world
         held, group = self.world.agents, self.world.group
@@ -111,12 +116,17 @@ class Simulation:
         if group.differs(self.gradients.name):
             self.gradients = gradients(tasks, "loop")
         self._reaches = [Reach(self.world, graph) for graph in topology.graphs]
-        self._products = [
-            product(graph.matrix(), self.spec.dtype, self.device, held, reach.agents)
+        self._products: list[Product] = [
+            SecureSums(graph.matrix(), held, reach.agents)
+            if secure_sums
+            else product(graph.matrix(), self.spec.dtype, self.device, held, reach.agents)
             for graph, reach in zip(topology.graphs, self._reaches, strict=True)
         ]
+        self.secure_sums = secure_sums
         self._out_bytes = [
-            torch.tensor([len(out) for out in graph.outgoing]) * self.spec.d * self.spec.dtype.itemsize
+            torch.tensor([len(out) for out in graph.outgoing])
+            * self.spec.d
+            * (WORD_BYTES if secure_sums else self.spec.dtype.itemsize)
             for graph in topology.graphs
         ]
         samples = torch.tensor([task.samples for task in tasks], dtype=torch.float64)
@@ -197,12 +207,13 @@ class Simulation:
         while not agreement.done:
             round = iterate.round
             reached = self._reached(iterate.x, round)
-            measured = self._disagreement(iterate.x, reached, round) if agreement.measures else 0.0
+            mixed = self._product(round)(reached)
+            measured = self._disagreement(iterate.x, reached, mixed, round) if agreement.measures else 0.0
             agreement = agreement.after(measured, heard=0.0)
             iterate = replace(
                 iterate,
                 round=round + 1,
-                x=self._product(round)(reached),
+                x=mixed,
                 sent=iterate.sent + self._out_bytes[round % self.topology.period],
                 losses=None,
                 lr=None,
@@ -233,6 +244,12 @@ class Simulation:
     def footprint(self) -> Footprint:
         """What training takes of memory."""
         return footprint(self.tasks, self.algorithm, self.gradients.chunk)
+
+    def saturated(self) -> dict[str, int]:
+        """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All
+        processes of the world call it alike."""
+        counts = [sums.saturated for sums in self._products if isinstance(sums, SecureSums)]
+        return {"saturated": int(self.world.gather(torch.stack(counts).sum(0)).sum())} if counts else {}
 
     def _lrs(self, round: int) -> Sequence[Rate]:
         """The learning rate of each local step of a round."""
@@ -269,9 +286,17 @@ class Simulation:
         """The rows that this round's product takes."""
         return self._reaches[round % self.topology.period](v)
 
-    def _disagreement(self, x: Tensor, reached: Tensor, round: int) -> float:
-        """max over this round's edges of ||x_j - x_i|| / ||x_i||."""
+    def _disagreement(self, x: Tensor, reached: Tensor, mixed: Tensor, round: int) -> float:
+        """max over this round's edges of ||x_j - x_i|| / ||x_i||; with secure sums, over agents and their
+        neighbours' averages."""
         incoming = self._reaches[round % self.topology.period].incoming
+        if self.secure_sums:
+            W = self.topology.graph(round).matrix()
+            shares = [
+                [float(W[i, j]) for j in self.topology.graph(round).incoming[i]] for i in self.world.agents
+            ]
+            far = [apart(*rows) for rows in zip(x, mixed, shares, strict=True)]
+            return float(self.world.gather(torch.tensor(far, dtype=torch.float64)).max())
         worst = [
             (reached[neighbours] - own).norm(dim=1).max() / own.norm() if neighbours else x.new_zeros(())
             for own, neighbours in zip(x, incoming, strict=True)

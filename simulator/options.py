@@ -72,6 +72,12 @@ _SETTINGS = (
     click.option("--target-delta", type=float, help="Delta that goes with epsilon.  [1e-05]"),
     click.option("--privacy-rounds", type=int, help="Rounds that the budget lasts.  [--rounds]"),
     click.option("--accountant", help="prv, or rdp: faster and looser.  [prv]"),
+    click.option(
+        "--secure-sums/--no-secure-sums",
+        default=None,
+        help="Agents learn only the sum of what their neighbours send.  [no]",
+    ),
+    click.option("--min-senders", type=int, help="Neighbours that such a sum takes at least.  [2]"),
     click.option("--seed", type=int, help="Seed of everything random.  [0]"),
     click.option(
         "--config",

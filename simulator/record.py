@@ -146,7 +146,7 @@ def record(
         for last in simulation.agree(trained, settings.finish.tolerance, settings.finish.max_rounds):
             watch(last)
         last = last if last.scores else simulation.scored(last)
-        last, total = simulation.collected(last), costs() | privacy(trained)
+        last, total = simulation.collected(last), costs() | privacy(trained) | simulation.saturated()
         summary: dict[str, Any] = {}
         with group.together():
             if group.first:

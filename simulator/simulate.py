@@ -55,6 +55,8 @@ OPTIONS = {
     "target_delta": "privacy.target_delta",
     "privacy_rounds": "privacy.rounds",
     "accountant": "privacy.accountant",
+    "secure_sums": "privacy.secure_sums",
+    "min_senders": "privacy.min_senders",
 }
 """Flat names of settings, as keyword arguments and (with dashes) as command-line options, and the dotted
 keys they stand for."""
@@ -117,9 +119,11 @@ def assemble(
     device: torch.device | str = "cpu",
 ) -> Simulation:
     """The simulation that settings describe, of tasks that are made already."""
+    graph = settings.graph
+    settings.require_secure_sums(graph)
     return Simulation(
         tasks,
-        settings.graph,
+        graph,
         settings.algorithm.build(),
         settings.schedule.build(),
         names=settings.names,
@@ -128,6 +132,7 @@ def assemble(
         world=world,
         device=device,
         rounds=settings.rounds,
+        secure_sums=bool(settings.secure_sums),
     )
 
 

@@ -65,6 +65,9 @@ class Algorithm(ABC):
     """Whether the method asks for exact averages over all agents."""
     needs_symmetric: ClassVar[bool] = False
     """Whether the method converges for a static, symmetric W only. Nobody refuses others."""
+    needs_exact_sums: ClassVar[bool] = False
+    """Whether the method keeps a quantity whose sum over agents must stay exact (a tracker, a correction): a
+    mix that happens at one end of an edge only spoils it for good."""
     needs_full_gradient: ClassVar[bool] = False
     """Whether the method asks for gradients on all samples of an agent."""
     centralised: ClassVar[bool] = False

@@ -35,6 +35,7 @@ class GradientTracking(StartsAfresh, Momentum):
 
     source = "Pu & Nedić 2020; Lin et al. 2021, Table 2"
     messages = 2
+    needs_exact_sums = True
     multi_step = False
 
     def init(self, x: Tensor) -> State:
@@ -64,6 +65,7 @@ class D2(StartsAfresh, Algorithm):
 
     source = "Tang et al. 2018; Lin et al. 2021, footnote 8"
     needs_symmetric = True
+    needs_exact_sums = True
     multi_step = False
 
     def unit(self, lr: Rate) -> Rate:

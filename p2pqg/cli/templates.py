@@ -77,6 +77,10 @@ lr = {lr}
 # milestones = []
 # decay = 0.1
 
+[privacy]                         # docs/privacy.md
+# secure_sums = false             # true: agents learn only the sum of what their neighbours send
+# min_senders = 2                 # neighbours that such a sum takes at least
+
 [finish]                          # gossip without training at the end, until all hold the same model
 # tolerance = 1e-3
 # max_rounds = 200

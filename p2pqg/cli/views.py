@@ -36,6 +36,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         table.add_row("traffic", f"{sent} sent, {received} received")
     if status.get("privacy"):
         table.add_row("privacy", _privacy(status["privacy"]))
+    if "sums_masked" in metrics:
+        table.add_row("secure sums", _sums(metrics))
     table.add_row("security", _security(status["security"]))
     table.add_row("address", str(status["address"] or "-"))
     table.add_row("up", duration(status["uptime_s"]))
@@ -121,6 +123,17 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     spent = f"epsilon {privacy['epsilon']:.3g}"
     budget = "" if privacy["budget"] is None else f" of {privacy['budget']:g}"
     return f"{spent}{budget} spent, at delta {privacy['delta']:g}"
+
+
+def _sums(metrics: Mapping[str, Any]) -> str:
+    text = f"{metrics['sums_masked']} received"
+    if metrics["sums_lost"]:
+        text += (
+            f", {metrics['sums_lost']} lost (the sum of models moved by about {metrics['sums_drift']:.2g})"
+        )
+    if metrics["sums_saturated"]:
+        text += f", {metrics['sums_saturated']} numbers out of range"
+    return text
 
 
 def _security(security: Mapping[str, Any]) -> RenderableType:

@@ -301,6 +301,12 @@ class Edge:
         if self._incoming is not None and self._incoming.position <= position:
             self._refuse_exchange("not a neighbour in this round")
 
+    def here(self, round: int, reached: int) -> None:
+        """The peer takes part in `round`, as it said in a message that is no business of this edge."""
+        self.peer_round = max(self.peer_round, round)
+        self.peer_reached = max(self.peer_reached, reached)
+        self._waits, self._joining, self._silent_s = True, False, 0.0
+
     def payload_left(self, now: float) -> None:
         """Another chunk of the own payload is on its way: the peer has had less time than it seems."""
         self._progress(now)

@@ -27,6 +27,9 @@ class Graphs(Protocol):
     def exchanges(self, round: int) -> Exchanges:
         """With whom in `round`. Changes take effect here, so at a round boundary."""
 
+    def senders_to(self, receiver: str, round: int) -> tuple[str, ...]:
+        """Those whom another agent receives from in `round`."""
+
     def topology(self) -> Topology:
         """The graphs that repeat from here on, as far as anybody knows."""
 
@@ -51,6 +54,9 @@ class FixedGraphs:
     def exchanges(self, round: int) -> Exchanges:
         graph = self._topology.graph(round)
         return self._of(graph.incoming[self._own]), self._of(graph.outgoing[self._own])
+
+    def senders_to(self, receiver: str, round: int) -> tuple[str, ...]:
+        return self._of(self._topology.graph(round).incoming[self._names.index(receiver)])
 
     def topology(self) -> Topology:
         return self._topology
@@ -82,6 +88,9 @@ class LivingGraphs:
     def exchanges(self, round: int) -> Exchanges:
         neighbours = self._at(round).neighbours(self._membership.own.name)
         return neighbours, neighbours
+
+    def senders_to(self, receiver: str, round: int) -> tuple[str, ...]:
+        return self._at(round).neighbours(receiver)
 
     def topology(self) -> Topology:
         return Topology(self._rule, (self._choice.graph,))

@@ -32,6 +32,7 @@ from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolErr
 from p2pqg.gossip.edge import Contribution, Edge, Missed, Offer, Position, Rules
 from p2pqg.gossip.membership import Membership
 from p2pqg.gossip.messages import ALIVE, LEFT, Hello, Member, Message, Status
+from p2pqg.gossip.sums import Mask, Summed
 from p2pqg.wire.tensors import WIRE_DTYPES, tensor
 
 
@@ -64,8 +65,18 @@ class Exchanged:
     missed: Mapping[str, str]
     heard: float
 
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """With whom."""
+        return tuple(contribution.peer for contribution in self.contributions)
 
-Output = Send | Drop | Exchanged
+    @property
+    def traded(self) -> Mapping[str, tuple[int, int]]:
+        """Bytes of payload sent to each peer, and received."""
+        return {c.peer: (len(c.own), len(c.theirs)) for c in self.contributions}
+
+
+Output = Send | Drop | Exchanged | Mask | Summed
 
 SKIP_FACTOR = 4.0
 LEAST_PATIENCE_S = 0.1
@@ -126,9 +137,7 @@ class Gossip:
         is dropped."""
         self._now = now
         try:
-            self._edges[peer].received(message, now)
-            if isinstance(message, Status):
-                self.membership.hear(message.members)
+            self._hear(peer, message, now)
         except RemoteProtocolError as error:
             self._edges[peer].disconnected(str(error))
             self._outputs.append(Drop(peer, str(error), refused=isinstance(error, IncompatiblePeer)))
@@ -253,6 +262,12 @@ class Gossip:
         return tuple(peer for peer, edge in self._edges.items() if edge.unsettled)
 
     # ---- inside
+
+    def _hear(self, peer: str, message: Message, now: float) -> None:
+        """One message. Raises `RemoteProtocolError` where the peer must be dropped."""
+        self._edges[peer].received(message, now)
+        if isinstance(message, Status):
+            self.membership.hear(message.members)
 
     def _sender(self, peer: str) -> Sender:
         return Sender(peer, self._outputs)

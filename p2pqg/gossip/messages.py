@@ -22,7 +22,7 @@ MAX_CONTROL_BYTES = 1 << 16
 
 
 MAX_MEMBERS = 256
-"""Members in one STATUS."""
+"""Members in one STATUS, senders in one set."""
 
 JOINING, ALIVE, LEFT = "joining", "alive", "left"
 STATES = (JOINING, ALIVE, LEFT)
@@ -206,7 +206,57 @@ class StateHead:
     offset: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The X25519 key with which `agent` agrees on masks in this incarnation (see `p2pqg.gossip.secure`), and
+    the signature of its certificate's key over it. `certificate` (DER) and `signature` are empty in a network
+    without certificates."""
+
+    agent: str
+    incarnation: int
+    public_key: bytes
+    certificate: bytes = b""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Sender: my vector for (round, exchange) is there, and I will send it under the first set of senders
+    that you announce. `degree`, `note` and `reached` as in BEGIN."""
+
+    round: int
+    exchange: int
+    degree: int
+    note: float = 0.0
+    reached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Senders:
+    """Receiver: the set of those whose sum I ask for, in order of names, with their incarnations, my own, and
+    my degree. DATA and MASKED answer it with `seq`. Whoever is not in it need not wait: a set without
+    anybody says that there will be none in this exchange."""
+
+    seq: int
+    round: int
+    exchange: int
+    degree: int
+    incarnation: int
+    names: tuple[str, ...] = ()
+    incarnations: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Sender: all bytes of `seq` were sent. `checksum` is xxh3-64 over them; `check` is 0 under the same
+    masks, 64 bits wide: if those of all senders cancel, their sum is 0."""
+
+    seq: int
+    checksum: int
+    check: int
+
+
 Message = (
     Hello | Refuse | Begin | Data | End | Prepared | Commit | Abort | Skip | Settle | Settled | Status | Bye
-    | GetState | StateHead
+    | GetState | StateHead | Key | Ready | Senders | Masked
 )  # fmt: skip

@@ -18,7 +18,7 @@ Form = Literal["auto", "console", "json"]
 
 WARNINGS = {
     "missed", "disconnected", "refused", "dropped", "slowed", "stranger", "problem", "fallback", "privacy",
-    "budget_spent",
+    "budget_spent", "mix_lost", "saturated",
 }  # fmt: skip
 ERRORS = {"failed"}
 PROGRESS_S = 10.0

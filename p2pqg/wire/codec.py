@@ -24,8 +24,10 @@ from p2pqg.gossip.messages import (
     Data,
     End,
     Hello,
+    Key,
     Member,
     Message,
+    Senders,
     Status,
 )
 from p2pqg.wire import gossip_pb2
@@ -46,6 +48,8 @@ MAX_SETTINGS = 128
 
 MAX_CERTIFICATE, MAX_SIGNATURE = 2048, 128
 """Bytes; those of an agent are some 500 and 72."""
+KEY_BYTES = 32
+"""An X25519 key."""
 
 _CONTROL, _DATA = 1, 2
 _DATA_VERSION = 1
@@ -140,6 +144,8 @@ def _decode_control(frame: Frame) -> Message:
     if kind is Status:
         members = ({name: getattr(m, name) for name in _MEMBER_FIELDS} for m in body.members)
         values["members"] = tuple(Member(**member) for member in members)
+    if kind is Senders:
+        values |= {name: tuple(values[name]) for name in ("names", "incarnations")}
     message = kind(**values)
     try:
         _check(message, values)
@@ -171,6 +177,18 @@ def _check(message: Message, values: dict[str, Any]) -> None:
                 raise ValueError(f"{len(message.members)} members, at most {MAX_MEMBERS} allowed")
             for member in message.members:
                 _check_member(member)
+        case Key():
+            _check_name(message.agent)
+            if len(message.public_key) != KEY_BYTES:
+                raise ValueError(f"a key of {len(message.public_key)} bytes, expected {KEY_BYTES}")
+        case Senders():
+            if len(message.names) > MAX_MEMBERS or len(message.names) != len(message.incarnations):
+                raise ValueError(
+                    f"{len(message.names)} senders and {len(message.incarnations)} incarnations, expected as "
+                    f"many of both and at most {MAX_MEMBERS}"
+                )
+            for name in message.names:
+                _check_name(name)
 
 
 def _check_hello(hello: Hello) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "refuse", "begin", "end", "prepared", "commit", "abort", "skip", "settle", "settled", "status", "bye", "getstate", "statehead")
+    __slots__ = ("hello", "refuse", "begin", "end", "prepared", "commit", "abort", "skip", "settle", "settled", "status", "bye", "getstate", "statehead", "key", "ready", "senders", "masked")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,10 @@ class Envelope(_message.Message):
     BYE_FIELD_NUMBER: _ClassVar[int]
     GETSTATE_FIELD_NUMBER: _ClassVar[int]
     STATEHEAD_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     refuse: Refuse
     begin: Begin
@@ -36,7 +40,11 @@ class Envelope(_message.Message):
     bye: Bye
     getstate: GetState
     statehead: StateHead
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., getstate: _Optional[_Union[GetState, _Mapping]] = ..., statehead: _Optional[_Union[StateHead, _Mapping]] = ...) -> None: ...
+    key: Key
+    ready: Ready
+    senders: Senders
+    masked: Masked
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., getstate: _Optional[_Union[GetState, _Mapping]] = ..., statehead: _Optional[_Union[StateHead, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., senders: _Optional[_Union[Senders, _Mapping]] = ..., masked: _Optional[_Union[Masked, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("network", "run", "agent", "incarnation", "settings", "versions", "round", "next_seq", "undecided", "joining", "remembered", "fetches")
@@ -228,3 +236,59 @@ class StateHead(_message.Message):
     snapshot: int
     offset: int
     def __init__(self, round: _Optional[int] = ..., size: _Optional[int] = ..., snapshot: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Key(_message.Message):
+    __slots__ = ("agent", "incarnation", "public_key", "certificate", "signature")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    incarnation: int
+    public_key: bytes
+    certificate: bytes
+    signature: bytes
+    def __init__(self, agent: _Optional[str] = ..., incarnation: _Optional[int] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("round", "exchange", "degree", "note", "reached")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    DEGREE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    exchange: int
+    degree: int
+    note: float
+    reached: int
+    def __init__(self, round: _Optional[int] = ..., exchange: _Optional[int] = ..., degree: _Optional[int] = ..., note: _Optional[float] = ..., reached: _Optional[int] = ...) -> None: ...
+
+class Senders(_message.Message):
+    __slots__ = ("seq", "round", "exchange", "degree", "incarnation", "names", "incarnations")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    DEGREE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    round: int
+    exchange: int
+    degree: int
+    incarnation: int
+    names: _containers.RepeatedScalarFieldContainer[str]
+    incarnations: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, seq: _Optional[int] = ..., round: _Optional[int] = ..., exchange: _Optional[int] = ..., degree: _Optional[int] = ..., incarnation: _Optional[int] = ..., names: _Optional[_Iterable[str]] = ..., incarnations: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Masked(_message.Message):
+    __slots__ = ("seq", "checksum", "check")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    checksum: int
+    check: int
+    def __init__(self, seq: _Optional[int] = ..., checksum: _Optional[int] = ..., check: _Optional[int] = ...) -> None: ...

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from p2pqg import topology
-from p2pqg_simulator.mixing import product
+from p2pqg_simulator.mixing import SecureSums, product
 
 GRAPHS = [
     *[(name, n) for name in ("ring", "complete", "star", "isolated") for n in (1, 2, 3, 8, 33)],
@@ -22,3 +22,19 @@ def test_product_equals_the_matrix(name: str, n: int, dtype: torch.dtype, tolera
         mixed = product(graph.matrix(), dtype, torch.device("cpu"))(v.to(dtype))
         assert mixed.dtype == dtype
         torch.testing.assert_close(mixed.double(), graph.matrix() @ v, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "n"), [("ring", 5), ("torus", 9), ("social", 32), ("complete", 4)])
+def test_secure_sums_are_the_matrix_within_their_rounding(name: str, n: int) -> None:
+    v = torch.randn(n, 17, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    W = topology.build(name, n).graph(0).matrix()
+    sums = SecureSums(W)
+    mixed = sums(v)
+    torch.testing.assert_close(mixed, W @ v, rtol=0, atol=n * 2**-25)
+    assert not sums.saturated.any()
+    rows = [1, 3]
+    columns = [j for j in range(n) if any(W[i, j] for i in rows)]
+    assert torch.equal(SecureSums(W, rows, columns)(v[columns]), mixed[rows])
+    v[1, :3] = 200.0
+    sums(v)
+    assert sums.saturated.tolist() == [3 * (i == 1) for i in range(n)]

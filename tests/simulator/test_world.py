@@ -98,6 +98,10 @@ def test_a_sparse_graph_is_the_same_bit_for_bit() -> None:
         assert results[0][0][-1].agreement == whole[-1].agreement
 
 
+def test_secure_sums() -> None:
+    alike(lambda: quadratics(7), 3, tolerance=0, secure_sums=True)
+
+
 @given(n=st.integers(1, 12), data=st.data())
 def test_rows_reach_those_who_mix_them(n: int, data: st.DataObject) -> None:
     names = ["ring", "complete", "star", "isolated"] + ["one-peer-exponential"] * (n > 1)

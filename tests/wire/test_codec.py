@@ -25,6 +25,7 @@ from p2pqg.gossip.messages import (
     Member,
     Message,
     Prepared,
+    Senders,
     Status,
 )
 from p2pqg.wire import gossip_pb2
@@ -57,12 +58,16 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
         ),
         max_size=3,
     ).map(tuple),
+    "public_key": st.binary(min_size=32, max_size=32),
+    **dict.fromkeys(["certificate", "signature"], st.binary(max_size=100)),
     **dict.fromkeys(["item", "expected", "found", "reason"], texts),
 }
+sets = st.dictionaries(names, numbers, max_size=5).map(lambda of: (tuple(of), tuple(of.values())))
 controls = st.one_of(
     st.builds(kind, **{field.name: BY_FIELD.get(field.name, numbers) for field in fields(kind)})
     for kind in CONTROL
-)
+    if kind is not Senders
+) | st.builds(lambda ring, *of: Senders(*of, *ring), sets, *[numbers] * 5)
 datas = st.builds(Data, seq=numbers, offset=numbers, payload=st.binary(min_size=1, max_size=300))
 
 

@@ -57,8 +57,9 @@ class Background:
 
     def stop(self, task: asyncio.Task[None]) -> None:
         """Cancel a task that is not needed any more."""
-        self._stopped.add(task)
-        task.cancel()
+        if not task.done():
+            self._stopped.add(task)
+            task.cancel()
 
     @contextmanager
     def guard(self, name: str) -> Iterator[None]:

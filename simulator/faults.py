@@ -13,6 +13,7 @@ what `benchmarks/faults.py` does.
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from p2pqg import seeds
+from p2pqg.gossip.edge import PATIENCE
 
 Kind = Literal[
     "kill", "restart", "leave", "join", "part", "heal", "slow", "quick", "freeze", "thaw"
@@ -33,6 +35,11 @@ ENDS: Mapping[Kind, tuple[Kind, ...]] = {
     "freeze": ("thaw",),
 }
 """What may end each fault. An agent restarts with its home, and joins without: a new device of that name."""
+BACK_ROUNDS = 3
+"""An agent that comes back mixes again within so many of its rounds."""
+SLACK_ROUNDS = 10
+TROUBLE = {"part", "slow", "freeze"}
+RELIEF = {"heal", "quick", "thaw"}
 STALL = 3.0
 """A round that took so many times as long as usual was held up; less is noise."""
 
@@ -173,3 +180,27 @@ class Ledger:
         last._alone += 1
         if mixed:
             last.back_rounds, last.back_s = last._alone, at_s - last.at_s
+
+
+def broken_promises(costs: Sequence[Cost], usual_s: float, timeout_s: float) -> list[str]:
+    """Agents that came, left or died and cost another one more than the failure table promises, a deadline
+    and the patience beyond it; or that mixed again later than in their third round. What happens while the
+    network is in two parts, or somebody is slow or frozen, or just after, is not judged; nor how soon an
+    agent is back, if something else happened within a deadline, because views differ for some seconds."""
+    most_s = (1 + PATIENCE) * timeout_s + SLACK_ROUNDS * usual_s
+    problems = []
+    troubled = set[tuple[str, ...]]()
+    for before, cost, after in zip([None, *costs[:-1]], costs, [*costs[1:], None], strict=True):
+        fault = cost.fault
+        troubled -= {(kind, *fault.agents) for kind in ENDS if fault.kind in ENDS[kind]}
+        if fault.kind in TROUBLE:
+            troubled.add((fault.kind, *fault.agents))
+        if troubled or {fault.kind, before.fault.kind if before else ""} & RELIEF:
+            continue
+        if cost.worst_s > most_s:
+            problems.append(f"{fault} at {cost.at_s:.0f} s cost another agent {cost.worst_s:.1f} s")
+        began_s = before.at_s if before else -math.inf
+        alone = began_s + timeout_s < cost.at_s and (after is None or cost.at_s + timeout_s < after.at_s)
+        if alone and cost.back_rounds is not None and cost.back_rounds > BACK_ROUNDS:
+            problems.append(f"{fault} at {cost.at_s:.0f} s: mixing again after {cost.back_rounds} rounds")
+    return problems

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 from village import Village, play
 
 from p2pqg.errors import StorageError, TaskDied
-from p2pqg.gossip.machine import Gossip
 from p2pqg.supervision import Background
 
 TASKS = ["clock", "dial agent-002", "write to agent-000"]

@@ -407,7 +407,7 @@ class Agent:
             round=edge.peer_round,
             round_trip_s=edge.round_trip_s if edge.live else None,
             mixed=self.participation.mixed.get(peer, 0),
-            missed=sum(span["to"] - span["from"] + 1 for span in missing),
+            missed=self.participation.missed(peer),
             quality=quality,
             leaked=edge.leaked,
             bytes_sent=sent,

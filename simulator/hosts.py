@@ -41,9 +41,10 @@ END_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Of one process at one moment: resident MiB, open file descriptors, threads."""
+    """Of one process at one moment: resident memory that it does not share with files, in MiB; open file
+    descriptors; threads."""
 
-    rss_mib: float
+    memory_mib: float
     descriptors: int
     threads: int
 
@@ -52,7 +53,7 @@ class Resources:
         """Read from /proc. Raises `OSError` if the process is gone."""
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         values = {line.split(":")[0]: line.split()[1] for line in lines if len(line.split()) > 1}
-        return cls(int(values["VmRSS"]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(values["Threads"]))
+        return cls(int(values["RssAnon"]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(values["Threads"]))
 
 
 @dataclass

@@ -53,8 +53,8 @@ SAMPLE_S = 2.0
 POINT = 0.01
 MOST_ROUNDS = 5000
 """The accuracy does not change any more after so many; the simulation need not do more."""
-LEAKS = {"rss_mib": 0.05, "descriptors": 0.25, "threads": 0.25}
-"""How much the second half of a process's life may hold beyond its second quarter, as a share."""
+LEAKS = {"memory_mib": 0.05, "descriptors": 0.25, "threads": 0.25}
+"""How much more the last quarter of a process's life may hold than its second, as a share."""
 LONG_LIFE = 40
 """Samples from which on a process is old enough to be judged."""
 
@@ -200,7 +200,7 @@ def cost_table(costs: Sequence[Cost]) -> Table:
 
 def resource_table(lives: Lives) -> Table:
     """What each process held early and late in its life."""
-    table = Table("agent", "start", "lived", "RSS, MiB", "descriptors", "threads")
+    table = Table("agent", "start", "lived", "memory of its own, MiB", "descriptors", "threads")
     for name, start, count, held in lives.rows():
         told = [f"{early:.0f} → {late:.0f}" for early, late in held.values()]
         table.add_row(name, str(start), f"{count * SAMPLE_S:.0f} s", *told)

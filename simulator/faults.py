@@ -159,12 +159,20 @@ class Ledger:
         self.rounds[agent] = self.rounds.get(agent, 0) + 1
         self._came_back(agent, at_s, mixed)
         cost = self._responsible(at_s - took_s, at_s)
-        if cost is None or (agent in cost.fault.agents and cost.fault.kind not in ("part", "heal")):
+        if cost is None or self._concerned(agent, at_s - took_s, cost):
             return
         cost.missed += missed
         cost.longest_s = max(cost.longest_s, took_s)
         if took_s > STALL * self.usual_s:
             cost.waited_s[agent] = cost.waited_s.get(agent, 0.0) + took_s - self.usual_s
+
+    def _concerned(self, agent: str, since_s: float, responsible: Cost) -> bool:
+        """Whether the last fault of the agent itself is not over, fell into a round that began at `since_s`,
+        or is the one that is responsible for it: what it loses then is no cost to others."""
+        for cost in reversed(self.costs):
+            if cost.fault.agents == (agent,) and cost.fault.kind not in ("part", "heal"):
+                return cost is responsible or cost.at_s > since_s or cost.fault.kind in ENDS
+        return False
 
     def _responsible(self, began_s: float, ended_s: float) -> Cost | None:
         after = bisect_right(self.costs, began_s, key=lambda cost: cost.at_s)

@@ -168,7 +168,8 @@ class Hosts:
         site.leaving = True
         site.signal(signal.SIGTERM)
         code = await self._ended(site)
-        if code != 0:
+        early = code == -signal.SIGTERM and not (site.home / "metrics.jsonl").exists()
+        if code != 0 and not early:  # a program that is still loading just ends
             self.problems.append(f"{site.name} left with exit code {code}: {site.last_words()}")
 
     async def _ended(self, site: Site) -> int | None:

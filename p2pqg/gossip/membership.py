@@ -20,6 +20,7 @@ from dataclasses import replace
 from p2pqg.gossip.messages import ALIVE, LEFT, MAX_MEMBERS, Member
 
 BEAT_S = 1.0
+NEWS_S = 3 * BEAT_S
 MOST_MEMBERS = 1024
 """Members that are remembered; nothing a peer says takes more memory."""
 MAX_HEARTBEAT = 1 << 63
@@ -122,10 +123,15 @@ class Membership:
 
     def news(self, since: int) -> tuple[tuple[Member, ...], int]:
         """What changed after the change `since`, oldest first and as much as one STATUS holds, and the last
-        change that is told."""
+        change that is told. Whose heart has stood still is no news: a newcomer would take him for alive."""
         everyone = self.members
-        changed = sorted((at, name) for name, at in self._changed.items() if at > since)[:MAX_MEMBERS]
+        known = {name for name, m in everyone.items() if m.state == LEFT or self._heard_lately(name)}
+        changed = sorted((at, name) for name, at in self._changed.items() if at > since and name in known)
+        changed = changed[:MAX_MEMBERS]
         return tuple(everyone[name] for _, name in changed), changed[-1][0] if changed else since
+
+    def _heard_lately(self, name: str) -> bool:
+        return self._silent_s.get(name, 0.0) < NEWS_S
 
     def _set_own(self, own: Member) -> None:
         self.own = replace(own, heartbeat=own.heartbeat + 1)

@@ -184,7 +184,7 @@ def test_hundreds_of_rounds_twice(tmp_path: Path) -> None:
 def test_thousands_of_rounds(tmp_path: Path) -> None:
     """Nothing grows, nothing stays open, and what happened is forgotten: the models end where they end in a
     network that nothing happens to."""
-    soak, models = lived(tmp_path / "disturbed", script(600.0, 15.0, seed=0), 660.0)
+    soak, models = lived(tmp_path / "disturbed", script(540.0, 15.0, seed=0), 660.0)
     check(soak)
     assert min(soak.ledger.rounds.values()) >= 3000
     _, undisturbed = lived(tmp_path / "undisturbed", (), 120.0)

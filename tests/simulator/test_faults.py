@@ -53,6 +53,13 @@ def test_a_round_belongs_to_the_first_fault_in_it() -> None:
     assert (restart.waited_s, restart.missed) == ({"c": 1.0 - USUAL_S}, 0)
 
 
+def test_what_a_frozen_agent_loses_is_no_cost_to_others() -> None:
+    costs = ledger(Fault(10.0, "freeze", ("b",)), Fault(12.0, "kill", ("c",)), Fault(40.0, "thaw", ("b",)))
+    costs.round("b", 40.5, 31.0, 0, 2)
+    costs.round("b", 45.0, 4.0, 2, 0)
+    assert [cost.waited_s for cost in costs.costs] == [{}, {}, {}]
+
+
 def test_rounds_alone_are_counted_until_an_agent_mixes() -> None:
     costs = ledger(Fault(10.0, "kill", ("b",)), Fault(12.0, "restart", ("b",)))
     for at_s, mixed in [(15.0, 0), (15.1, 0), (15.2, 1), (15.3, 0)]:

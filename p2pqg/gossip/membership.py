@@ -121,11 +121,14 @@ class Membership:
                 self._silent_s[member.name] = 0.0
                 self._note(member.name)
 
-    def news(self, since: int) -> tuple[tuple[Member, ...], int]:
+    def news(self, since: int, to: str = "") -> tuple[tuple[Member, ...], int]:
         """What changed after the change `since`, oldest first and as much as one STATUS holds, and the last
-        change that is told. Whose heart has stood still is no news: a newcomer would take him for alive."""
+        change that is told. A member whose heart stands still is no news, because a newcomer would take it
+        for alive; save to itself (`to`), which learns so how far it was in an earlier life."""
         everyone = self.members
-        known = {name for name, m in everyone.items() if m.state == LEFT or self._heard_lately(name)}
+        known = {
+            name for name, m in everyone.items() if name == to or m.state == LEFT or self._heard_lately(name)
+        }
         changed = sorted((at, name) for name, at in self._changed.items() if at > since and name in known)
         changed = changed[:MAX_MEMBERS]
         return tuple(everyone[name] for _, name in changed), changed[-1][0] if changed else since

@@ -179,3 +179,5 @@ def test_a_newcomer_is_not_told_of_whose_heart_stands_still() -> None:
     newcomer = Membership(Member(NAMES[6], 1, ALIVE, "there"))
     newcomer.hear(witness.news(0)[0])
     assert {member.name for member in newcomer.here} == {NAMES[0], NAMES[2], NAMES[3]}
+    told = {member.name: member for member in witness.news(0, to=NAMES[1])[0]}
+    assert told[NAMES[1]].heartbeat > 5, "save by the one who comes back, which goes on from there"

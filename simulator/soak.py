@@ -51,7 +51,7 @@ UNDISTURBED, CALM = 0.1, 0.15
 """Shares of the time before the first fault and after the last."""
 SAMPLE_S = 2.0
 POINT = 0.01
-MOST_ROUNDS = 5000
+MOST_ROUNDS = 2000
 """The accuracy does not change any more after so many; the simulation need not do more."""
 LEAKS = {"memory_mib": 0.05, "descriptors": 0.25, "threads": 0.25}
 """How much more the last quarter of a process's life may hold than its second, as a share."""

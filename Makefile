@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint types bench proto clean
+.PHONY: demo test check lint types bench soak proto clean
 
 demo: $(INSTALLED)  ## eight agents train one model on real images
 	$(BIN)/p2pqg demo
@@ -29,6 +29,10 @@ bench: $(INSTALLED)  ## print every measured claim, each as a ratio to a baselin
 	$(BIN)/python benchmarks/gossip.py
 	$(BIN)/python benchmarks/agent.py
 	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/faults.py
+
+soak: $(INSTALLED)  ## eight agents live with faults for SOAK_MINUTES (30), by a script from SOAK_SEED (0)
+	$(BIN)/python -m p2pqg_simulator.soak
 
 proto: $(INSTALLED)  ## regenerate p2pqg/wire/*_pb2.py from protos/
 	$(BIN)/python protos/generate.py

@@ -55,3 +55,25 @@ class Still:
 def make_still(context: TaskContext) -> Still:
     """See `Still`."""
     return Still(context)
+
+
+class Pull(Still):
+    """Every agent is pulled its own way, for ever, and all pulls together are 0: models stay apart, and their
+    mean stays where it is."""
+
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        pulls = torch.stack([self._pull(agent) for agent in context.agents])
+        self.g = pulls[context.index] - pulls.mean(0)
+
+    def init(self, seed: int) -> torch.Tensor:
+        return torch.zeros_like(self.g)
+
+    def _pull(self, agent: str) -> torch.Tensor:
+        random = seeds.generator(self.context.seed, "pull", agent)
+        return torch.randn(self.spec.d, dtype=self.spec.dtype, generator=random)
+
+
+def make_pull(context: TaskContext) -> Pull:
+    """See `Pull`."""
+    return Pull(context)

@@ -213,12 +213,12 @@ class Agent:
     async def run(self) -> Outcome:
         """Train, agree, and write the model; returns when all is done or the run was stopped."""
         with ThreadPoolExecutor(1, thread_name_prefix="compute") as self._executor:
-            address = await self.neighbourhood.listen()
-            self.observe("listening", {"address": address})
-            await self._announce(address)
             try:
-                async with asyncio.TaskGroup() as group:
-                    background = group.create_task(self.neighbourhood.run())
+                async with self.neighbourhood.background:
+                    address = await self.neighbourhood.listen()
+                    self.observe("listening", {"address": address})
+                    await self._announce(address)
+                    self.neighbourhood.start()
                     reason = "failed"
                     try:
                         outcome = await self._run()
@@ -227,7 +227,6 @@ class Agent:
                         if self.discovery is not None:
                             await self.discovery.close()
                         await self.neighbourhood.close(reason)
-                        background.cancel()
                 return outcome
             except BaseExceptionGroup as errors:
                 raise _first(errors) from errors
@@ -458,7 +457,7 @@ class Agent:
             round=edge.peer_round,
             round_trip_s=edge.round_trip_s if edge.live else None,
             mixed=self.participation.mixed.get(peer, 0),
-            missed=sum(span["to"] - span["from"] + 1 for span in missing),
+            missed=self.participation.missed(peer),
             quality=quality,
             leaked=edge.leaked,
             bytes_sent=sent,

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from p2pqg.home import Home
 from p2pqg.privacy import Protection
 from p2pqg.security import Identity, TlsFiles
 from p2pqg.service import keep_notified, notify
+from p2pqg.supervision import Background
 from p2pqg.tasks import load_task_factory
 from p2pqg.tasks.base import Task
 from p2pqg.telemetry import JsonLines, log
@@ -124,7 +126,7 @@ class Daemon:
                 stop = prometheus.serve(self.settings.telemetry.prometheus, self.status.as_json)
                 self._opened.callback(stop)
             self.home.write_json("status.json", self.snapshot())  # of a start without an end
-            async with ControlServer(self.home.folder, self.commands()), self._page():
+            async with ControlServer(self.home.folder, self.commands()):
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, self._stop)
                 try:
@@ -187,7 +189,7 @@ class Daemon:
         self.agent.stop()
 
     @asynccontextmanager
-    async def _page(self) -> AsyncIterator[None]:
+    async def _page(self, background: Background) -> AsyncIterator[None]:
         """The page, if there is to be one: an agent without it does without its libraries."""
         if self.settings.telemetry.web is None:
             yield
@@ -196,7 +198,10 @@ class Daemon:
 
         token = self.home.folder / "web.token"
         tls = TlsFiles(**self.settings.tls.model_dump()) if self.settings.tls else None
-        async with serve(self, self.settings.telemetry.web, token_file=token, tls=tls) as address:
+        start = partial(background.start, "page")
+        async with serve(
+            self, self.settings.telemetry.web, token_file=token, tls=tls, start=start
+        ) as address:
             self.observe("page", {"address": address})
             yield
 
@@ -220,14 +225,10 @@ class Daemon:
     async def _supervised(self) -> Outcome:
         """The agent's run; if what watches beside it dies, so does the agent."""
         try:
-            async with asyncio.TaskGroup() as group:
-                beside = [self._watch(), keep_notified(self.snapshot)]
-                watching = [group.create_task(each) for each in beside]
-                try:
-                    return await self.agent.run()
-                finally:
-                    for task in watching:
-                        task.cancel()
+            async with Background(self.settings.agent.name) as background, self._page(background):
+                background.start("watch certificates", self._watch(), lasting=True)
+                background.start("signs of life", keep_notified(self.snapshot), lasting=True)
+                return await self.agent.run()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 

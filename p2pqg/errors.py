@@ -7,6 +7,7 @@ P2PQGError
     IncompatiblePeer     version, network, model or algorithm differ: said to both ends
   TransportError         the network's fault: back off, try again
   StorageError           a file could not be written or read: said as what it is; exit code 1
+  TaskDied               a part of this program that must live died: our own bug, named; exit code 1
   TrainingDiverged       a value that is not finite: the last good checkpoint stays; exit code 1
 """
 
@@ -53,6 +54,10 @@ class TransportError(P2PQGError):
 
 class StorageError(P2PQGError):
     """A file could not be written (disk full, read-only, no permission) or read (missing, corrupted)."""
+
+
+class TaskDied(P2PQGError):
+    """A background task of this program ended while it was needed."""
 
 
 class TrainingDiverged(P2PQGError):

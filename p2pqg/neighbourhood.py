@@ -28,6 +28,7 @@ from p2pqg.gossip.messages import CHUNK_BYTES, Data, GetState, Hello, Message, R
 from p2pqg.gossip.secure import SecureGossip
 from p2pqg.gossip.snapshot import Download, Snapshot
 from p2pqg.gossip.sums import Mask, Summed
+from p2pqg.supervision import Background
 from p2pqg.transport.base import Connection, Transport
 
 TICK_S = 0.1
@@ -96,7 +97,7 @@ class _Link:
 
 
 class Neighbourhood:
-    """Connections to the neighbours of `greeting.agent`; keep `run` running for as long as it lives."""
+    """Connections to the neighbours of `greeting.agent`; stay in `background` for as long as it lives."""
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class Neighbourhood:
         living: bool = False,
     ) -> None:
         self.gossip, self.graphs = gossip, graphs
+        self.background = Background(greeting.agent)
         self.address = ""
         self.refusals: dict[str, str] = {}
         self._greeting, self._observe = greeting, observe
@@ -144,12 +146,10 @@ class Neighbourhood:
         """Who is there."""
         return self.gossip.membership
 
-    async def run(self) -> None:
-        """Dial, and let time pass, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            self._seek()
-            group.create_task(self._tick())
+    def start(self) -> None:
+        """Dial, and let time pass."""
+        self._seek()
+        self.background.start("clock", self._tick(), lasting=True)
 
     async def wait_for_all(self, timeout_s: float, expected: int = 1, at_least: int = 1) -> None:
         """Until every neighbour is connected and welcome, of a network of `expected` agents; or the network
@@ -354,7 +354,7 @@ class Neighbourhood:
         for peer in sought:
             self.gossip.meet(peer)
             if self._dials(peer) and peer not in self._dialling:
-                task = self._group.create_task(self._keep_dialling(peer))
+                task = self.background.start(f"dial {peer}", self._keep_dialling(peer))
                 self._dialling[peer] = task
                 task.add_done_callback(lambda _, peer=peer: self._dialling.pop(peer, None))  # type: ignore[misc]
         self._sought = sought
@@ -410,6 +410,10 @@ class Neighbourhood:
             pause = min(2 * pause, RETRY_S[1])
 
     async def _accept(self, connection: Connection) -> None:
+        with self.background.guard(f"serve {connection.peer_identity or 'a peer'}"):
+            await self._admit(connection)
+
+    async def _admit(self, connection: Connection) -> None:
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
                 hello = await connection.receive()
@@ -473,7 +477,7 @@ class Neighbourhood:
             self._hang_up(peer, old)
         now = self._now()
         link = self._links[peer] = _Link(connection, dialled=dialled, since_s=now, wanted_s=now)
-        writer = asyncio.create_task(self._write(peer, link))
+        writer = self.background.start(f"write to {peer}", self._write(peer, link))
         welcome = False
         try:
             async with link.lifetime:
@@ -499,7 +503,7 @@ class Neighbourhood:
             link.outbox.put_nowait(None)
             try:
                 await asyncio.wait([writer], timeout=FAREWELL_S)
-                writer.cancel()
+                self.background.stop(writer)
                 await connection.close()
             finally:
                 self._count(peer, connection)
@@ -578,7 +582,7 @@ class Neighbourhood:
                     if link is not None:
                         link.end(reason)
                 case Mask():
-                    self._group.create_task(self._make_mask(output))
+                    self.background.start(f"a mask for {output.peer}", self._make_mask(output))
                 case Exchanged() | Summed():
                     if self._exchanged is not None and not self._exchanged.done():
                         self._exchanged.set_result(output)

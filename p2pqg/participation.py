@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_SPANS = 500
+"""Beyond so many, the oldest of a peer become one: an edge may flap for weeks."""
+SEVERAL = "several reasons"
+
 
 @dataclass
 class Participation:
-    """Rounds mixed with each peer, and the spans of rounds in which a peer was missing."""
+    """Rounds mixed with each peer, and the spans of rounds in which a peer was missing. A span that was made
+    of several says in how many of its `rounds`; otherwise it was in all of them."""
 
     mixed: dict[str, int] = field(default_factory=dict)
     missing: list[dict[str, Any]] = field(default_factory=list)
@@ -24,6 +29,12 @@ class Participation:
                 last["to"] = round
             else:
                 self.missing.append({"peer": peer, "from": round, "to": round, "reason": reason})
+        if len(self.missing) > MOST_SPANS:
+            self._join_oldest()
+
+    def missed(self, peer: str) -> int:
+        """Rounds in which `peer` was missing."""
+        return sum(missed_rounds(span) for span in self.missing if span["peer"] == peer)
 
     def as_json(self) -> dict[str, Any]:
         """For the checkpoint and the card."""
@@ -33,3 +44,19 @@ class Participation:
     def from_json(cls, record: Mapping[str, Any]) -> Participation:
         """The inverse of `as_json`."""
         return cls(dict(record["mixed"]), list(record["missing"]))
+
+    def _join_oldest(self) -> None:
+        """Make one of two spans of a peer, the oldest there are."""
+        seen: dict[str, dict[str, Any]] = {}
+        for span in self.missing:
+            if (old := seen.setdefault(span["peer"], span)) is not span:
+                rounds = missed_rounds(old) + missed_rounds(span)
+                reason = old["reason"] if old["reason"] == span["reason"] else SEVERAL
+                old |= {"to": max(old["to"], span["to"]), "reason": reason, "rounds": rounds}
+                self.missing = [each for each in self.missing if each is not span]
+                return
+
+
+def missed_rounds(span: Mapping[str, Any]) -> int:
+    """In how many rounds the peer of a span was missing."""
+    return int(span.get("rounds", span["to"] - span["from"] + 1))

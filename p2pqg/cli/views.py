@@ -74,6 +74,8 @@ def participation_text(participation: Mapping[str, Any]) -> str:
     for span in participation["missing"]:
         first, last = span["from"], span["to"]
         when = f"round {first}" if first == last else f"rounds {first} to {last}"
+        if "rounds" in span:
+            when = f"{span['rounds']} of {when}"
         lines.append(f"{span['peer']} was missing in {when}: {span['reason']}")
     return "\n".join(lines) or "nobody else took part in any round"
 

@@ -315,7 +315,7 @@ class Edge:
         """Tell the peer at once which round this end is in."""
         if self._welcome:
             self._last_status = now
-            members, self._told = self.membership.news(self._told)
+            members, self._told = self.membership.news(self._told, self.peer)
             echo_s = self._peer_sent_s and self._peer_sent_s + (now - self._peer_sent_at_s)
             self._send(Status(round, now, echo_s, members, waiting, reached))
 

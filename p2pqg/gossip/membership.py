@@ -20,11 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 from p2pqg.gossip.messages import ALIVE, LEFT, MAX_MEMBERS, Member
 
 BEAT_S = 1.0
+NEWS_S = 3 * BEAT_S
 MOST_MEMBERS = 1024
 """Members that are remembered; nothing a peer says takes more memory."""
 MAX_HEARTBEAT = 1 << 63
@@ -156,12 +158,16 @@ class Membership:
                 if known is None or member.certificate != known.certificate:
                     self._certified[member.name] = self._changes
 
-    def news(self, since: int) -> tuple[tuple[Member, ...], int]:
+    def news(self, since: int, to: str = "") -> tuple[tuple[Member, ...], int]:
         """What changed after the change `since`, oldest first and as much as one STATUS holds, and the last
-        change that is told. A certificate that was told with an earlier change is left out."""
+        change that is told. A certificate that was told with an earlier change is left out. A member whose
+        heart stands still is no news, because a newcomer would take it for alive; save to itself (`to`), which
+        learns so how far it was in an earlier life."""
         self._sign_own()
         everyone, told, size = self.members, list[Member](), 0
-        for at, name in sorted((at, name) for name, at in self._changed.items() if at > since)[:MAX_MEMBERS]:
+        changed = sorted((at, name) for name, at in self._changed.items() if at > since)
+        known = (each for each in changed if each[1] == to or self._is_news(everyone[each[1]]))
+        for at, name in islice(known, MAX_MEMBERS):
             member = everyone[name]
             if self._certified.get(name, 0) <= since:
                 member = replace(member, certificate=b"")
@@ -171,6 +177,9 @@ class Membership:
             told.append(member)
             last = at
         return tuple(told), last if told else since
+
+    def _is_news(self, member: Member) -> bool:
+        return member.state == LEFT or self._silent_s.get(member.name, 0.0) < NEWS_S
 
     def _sign_own(self) -> None:
         if not self.own.signature:

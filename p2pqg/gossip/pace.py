@@ -95,6 +95,8 @@ class Pace:
         passed = {peer for peer, reason in missed.items() if reason in (AHEAD, STALE)}
         self._passed = {peer: self._passed.get(peer, 0) + 1 for peer in passed}
         self._done_s.append(now)
+        while now - self._done_s[0] > STALE_S:
+            self._done_s.popleft()
         mixed = not peers.keys() <= missed.keys()
         self._is_in |= mixed
         if self._stride > 1 and mixed:  # in time, because it was early
@@ -119,7 +121,7 @@ class Pace:
 
     def _believed(self, following: int, claimed: int, others: Mapping[str, int], now: float) -> int | None:
         """How far others are, as far as this agent believes it; None if it does not."""
-        recent = sum(now - at <= STALE_S for at in self._done_s) + 1
+        recent = len(self._done_s) + 1
         ranked = sorted(others.values(), reverse=True)[:2]
         if ranked[-1] > following:  # a second one, or there is only one
             return min(claimed, ranked[-1] + recent)

@@ -24,7 +24,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,9 +69,15 @@ class Watched(Protocol):
 
 @contextlib.asynccontextmanager
 async def serve(
-    watched: Watched, listen: str, *, token_file: Path, tls: TlsFiles | None = None
+    watched: Watched,
+    listen: str,
+    *,
+    token_file: Path,
+    tls: TlsFiles | None = None,
+    start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task,
 ) -> AsyncIterator[str]:
     """Serve the page of `watched` at `listen` (``host:port``) for as long as the block lasts; yields its URL.
+    `start` makes the task that does.
 
     Where a token is needed the page is opened with ``?token=`` and it. It is read from `token_file`, which is
     made if it is not there. Raises `ConfigError` for an address that cannot be used, or that others reach
@@ -105,7 +111,7 @@ async def serve(
     )
     with _listening(host, port) as listener:
         server = _Server(config)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        task = start(server.serve(sockets=[listener]))
         scheme, shown = ("http" if token is None else "https"), listener.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         try:

@@ -122,18 +122,9 @@ class Village:
                 self._make(settings, name, self.names),
                 self.memory.transport(name),
                 home=Home(self.homes / name) if self.homes else None,
-                observe=self._observer(name),
+                observe=partial(self.seen, name),
             )
             agent.step_s = step_s
-            count = agent.participation.count
-
-            def counted(
-                round: int, committed: Any, missed: Any, *, name: str = name, count: Any = count
-            ) -> None:
-                self.rounds[name].append((self.now, round, tuple(sorted(committed))))
-                count(round, committed, missed)
-
-            agent.participation.count = counted  # type: ignore[method-assign]
             self.lives[i] = Life(agent, asyncio.create_task(agent.run()))
 
     async def kill(self, i: int) -> None:
@@ -210,8 +201,12 @@ class Village:
     def of(self, event: str, name: str | None = None) -> list[tuple[float, str, Mapping[str, Any]]]:
         return [(w, n, d) for w, n, e, d in self.events if e == event and name in (None, n)]
 
-    def _observer(self, name: str) -> Any:
-        return lambda event, details: self.events.append((self.now, name, event, details))
+    def seen(self, name: str, event: str, details: Mapping[str, Any]) -> None:
+        """Something happened at agent `name`."""
+        if event == "round":
+            self.rounds[name].append((self.now, details["round"] - 1, tuple(sorted(details["exchanged"]))))
+        else:
+            self.events.append((self.now, name, event, details))
 
 
 def play(story: Coroutine[Any, Any, T]) -> T:

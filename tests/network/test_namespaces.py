@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,47 +15,9 @@ import pytest
 import tomli_w
 
 from p2pqg.security import issue
+from p2pqg_simulator.lan import Lan
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(280)]
-BRIDGE = "p2pqg-lan"
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-class Lan:
-    """n hosts on one switch, which is a namespace of its own, so that nothing of the real host is touched."""
-
-    def __init__(self, n: int, *, version: int = 4) -> None:
-        self.version = version
-        self.any_address = "0.0.0.0:7000" if version == 4 else "[::]:7000"
-        self.hosts = [f"p2pqg-{os.getpid()}-{i}" for i in range(n)]
-        self.switch = f"p2pqg-{os.getpid()}-lan"
-
-    def __enter__(self) -> Lan:
-        for space in (self.switch, *self.hosts):
-            ip("netns", "add", space)
-            ip("-n", space, "link", "set", "lo", "up")
-        ip("-n", self.switch, "link", "add", BRIDGE, "type", "bridge")
-        ip("-n", self.switch, "link", "set", BRIDGE, "up")
-        for i, host in enumerate(self.hosts):
-            ip("-n", self.switch, "link", "add", f"port{i}", "type", "veth", "peer", "eth0", "netns", host)
-            ip("-n", self.switch, "link", "set", f"port{i}", "master", BRIDGE, "up")
-            if self.version == 4:
-                ip("-n", host, "addr", "add", f"10.99.0.{i + 1}/24", "dev", "eth0")
-            else:
-                ip("-n", host, "addr", "add", f"fd99::{i + 1}/64", "dev", "eth0", "nodad")
-            ip("-n", host, "link", "set", "eth0", "up")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for space in (*self.hosts, self.switch):
-            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
-
-    def plug(self, i: int, state: str) -> None:
-        """Pull the cable of a host, or put it back."""
-        ip("-n", self.switch, "link", "set", f"port{i}", state)
 
 
 @pytest.fixture
@@ -74,7 +35,7 @@ class Site:
     """One agent's home on one host, and the process that runs there."""
 
     def __init__(self, lan: Lan, folder: Path, i: int, certificates: Any, **agent: Any) -> None:
-        self.name, self.host, self.home = f"agent-{i:03d}", lan.hosts[i], folder / f"agent-{i:03d}"
+        self.name, self.prefix, self.home = f"agent-{i:03d}", lan.command(i), folder / f"agent-{i:03d}"
         self.home.mkdir()
         files = certificates[self.name]
         settings = {
@@ -91,7 +52,7 @@ class Site:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = ["ip", "netns", "exec", self.host, sys.executable, "-m", "p2pqg.cli.main", "join",
+        command = [*self.prefix, sys.executable, "-m", "p2pqg.cli.main", "join",
                    "--log", "json", "--config", str(self.home / "agent.toml")]  # fmt: skip
         with (self.home / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -162,3 +162,22 @@ def test_news_fits_a_status_and_goes_on_where_it_stopped() -> None:
         assert len(members) <= 256
         told |= {member.name for member in members}
     assert told == set(view.members)
+
+
+def test_a_newcomer_is_not_told_of_whose_heart_stands_still() -> None:
+    """It would take an agent for alive that died a while ago, and wait for its patience to run out."""
+    world = World("ring", 0)
+    for name in NAMES[:4]:
+        world.join(name)
+    for _ in range(10):
+        world.second()
+    world.crash(NAMES[1])
+    for _ in range(5):
+        world.second()
+    witness = world.views[NAMES[0]]
+    assert NAMES[1] in {member.name for member in witness.here}, "its patience has not run out"
+    newcomer = Membership(Member(NAMES[6], 1, ALIVE, "there"))
+    newcomer.hear(witness.news(0)[0])
+    assert {member.name for member in newcomer.here} == {NAMES[0], NAMES[2], NAMES[3]}
+    told = {member.name: member for member in witness.news(0, to=NAMES[1])[0]}
+    assert told[NAMES[1]].heartbeat > 5, "save by the one who comes back, which goes on from there"

@@ -13,20 +13,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from claims import Claim
 from torch import nn
 
 from p2pqg import seeds
 from p2pqg.config import agent_names
-from p2pqg.gossip.messages import CHUNK_BYTES, Data, Masked, Senders
-from p2pqg.gossip.sums import Mask, Sum, Summed
-from p2pqg.privacy import KeyRing, Ledger, Mechanism, PrivateTask, Secret, SecureSums
+from p2pqg.privacy import Ledger, Mechanism, PrivateTask, Secret
 from p2pqg.privacy.clipping import ClippedSum, Hooked, Vmapped
 from p2pqg.privacy.task import Account, Allowance
 from p2pqg.tasks.models.resnet import resnet20
 from p2pqg.tasks.supervised import SupervisedTask
+from p2pqg_simulator.masks import round_of_sums
 from p2pqg_simulator.private import PrivateLoop, PrivateVmap
 
 BATCH, SAMPLES = 32, 640
@@ -114,37 +112,13 @@ def agents() -> Claim:
 
 
 def sums() -> Claim:
-    """What secure sums compute in a round on a ring, beside the step of the round: the model masked for two
-    receivers (each with one other sender) as it leaves, two masked models added up, and the row of W."""
+    """What secure sums compute in a round on a ring, beside the step of the round."""
     own = residual()
     x, d = own.init(0), own.spec.d
-    rings = [KeyRing("benchmark", "1", name, 1) for name in ("a", "b", "c")]
-    side = SecureSums(rings[0])
-    senders = {peer: Senders(1, 0, 0, 2, 1, ("a", "b"), (1, 1)) for peer in ("d", "e")}
-    jobs = [Mask(peer, (0, 0), 1 / 3, asked, (rings[1].own,)) for peer, asked in senders.items()]
-    asked = Senders(1, 0, 0, 2, 1, ("b", "c"), (1, 1))
-    others = []
-    for ring, other in ((rings[1], rings[2]), (rings[2], rings[1])):
-        theirs = SecureSums(ring)
-        theirs.enter(x)
-        others.append(theirs.mask(Mask("a", (0, 0), 1 / 3, asked, (other.own,))))
-
-    def mixing(_: int) -> None:
-        side.enter(x)
-        for job in jobs:
-            side.mask(job)
-        weights = {"b": 1 / 3, "c": 1 / 3}
-        incoming = Sum(asked, weights, np.zeros(d, dtype=np.uint32))
-        for name, (payload, checksum, check) in zip(asked.names, others, strict=True):
-            for start in range(0, len(payload), CHUNK_BYTES):
-                incoming.append(name, Data(1, start, payload[start : start + CHUNK_BYTES]))
-            incoming.finish(name, Masked(1, checksum, check))
-        assert incoming.complete
-        assert not incoming.check
-        total = incoming.total.view(np.int32).data.cast("B")
-        side.mixed(Summed((0, 0), total, weights, {}, 0.0, {}, 0.0))
-
-    step_s, sums_s = alternating(21, lambda k: own.gradient(x, {}, k % own.steps_per_epoch), mixing)
+    mixing = round_of_sums(x)
+    step_s, sums_s = alternating(
+        21, lambda k: own.gradient(x, {}, k % own.steps_per_epoch), lambda _: mixing()
+    )
     share = sums_s / (step_s + sums_s)
     return Claim(
         f"masks in a round, {d // 1000}k parameters on a ring",

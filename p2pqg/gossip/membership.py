@@ -161,8 +161,8 @@ class Membership:
     def news(self, since: int, to: str = "") -> tuple[tuple[Member, ...], int]:
         """What changed after the change `since`, oldest first and as much as one STATUS holds, and the last
         change that is told. A certificate that was told with an earlier change is left out. A member whose
-        heart stands still is no news, because a newcomer would take it for alive; save to itself (`to`), which
-        learns so how far it was in an earlier life."""
+        heart stands still is no news, because a newcomer would take it for alive; save to itself (`to`),
+        which learns so how far it was in an earlier life."""
         self._sign_own()
         everyone, told, size = self.members, list[Member](), 0
         changed = sorted((at, name) for name, at in self._changed.items() if at > since)

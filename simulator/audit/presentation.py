@@ -25,7 +25,7 @@ HEADER = (
     "from 4, dB",
     "recognised, 1 / 4",
     "accuracy",
-    "CPU a round",
+    "CPU / time of a round",
     "bytes a round",
 )
 
@@ -53,11 +53,12 @@ def _row(records: Sequence[Record], epsilon: float | None, kind: str) -> list[st
     one, four = (_find(records, "inversion", epsilon, batch) for batch in (1, 4))
     found = ["-"] * (len(HEADER) - 1)
     if known:
-        seen, cost = known["views"][kind], known["per_agent_round"]
+        seen, cost = known["views"][kind], known["per_agent_round"][kind]
         found[0] = _interval(seen["auc"], seen["auc_interval"], 2)
         found[1] = _interval(100 * seen["tpr"], [100 * end for end in seen["tpr_interval"]], 1) + " %"
         found[5] = f"{100 * known['accuracy'][0]:.1f} ± {100 * known['accuracy'][1]:.1f} %"
-        found[6], found[7] = f"{1e3 * cost['cpu_s']:.1f} ms", f"{cost['bytes'] / 1e3:.0f} kB"
+        found[6] = f"{1e3 * cost['cpu_s']:.1f} / {1e3 * cost['wall_s']:.1f} ms"
+        found[7] = f"{cost['bytes'] / 1e3:.0f} kB"
     for column, result in ((2, one), (3, four)):
         if result:
             found[column] = _spread(result["views"][kind]["psnr"])

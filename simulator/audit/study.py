@@ -119,7 +119,7 @@ def membership_result(plan: Plan, case: Case) -> Result:
             for kind, found in features.items()
         },
         "accuracy": inversion.mean_and_error(trained.accuracies),
-        "per_agent_round": trained.per_agent_round,
+        "per_agent_round": trained.per_agent_round(),
         "noise_multiplier": settings.privacy.noise_multiplier if settings.privacy else None,
         "parameters": trained.simulation.spec.d,
         "networks": count,

@@ -26,9 +26,10 @@ HEADER = "p2pqg"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `replacing`), without a copy in memory of what lies there alone.
+    """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `replacing`).
 
-    Raises `StorageError` if the file cannot be written; `path` then is as it was.
+    Nothing is copied in memory but tensors on another device, or that share theirs. Raises `StorageError` if
+    the file cannot be written; `path` then is as it was.
     """
     own, storages = {}, set()
     for name, tensor in tensors.items():

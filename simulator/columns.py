@@ -24,22 +24,26 @@ from torch import Tensor
 
 from p2pqg.algorithms import Algorithm, Answer, Gradient, Mean, Mix, Norm, Rate, State
 
-BLOCK_BYTES = 1 << 20
-"""Of a block of a vector `[n, d]`. Measured for 16 agents of 0.27 and 3.7 M parameters on a core with 1 MiB of
-second-level cache: 0.5 to 1 MiB is fastest, from a quarter of that on Python shows."""
+BLOCK_BYTES = {"cpu": 1 << 20}
+"""Of a block of a vector. 0.5 to 1 MiB was fastest for 16 agents of 0.27 and 3.7 M parameters, on a core with
+1 MiB of second-level cache; in smaller ones, Python shows."""
 
-WHOLE_BYTES = 8 << 20
-"""Vectors up to this size stay whole, which is as fast and spares the processor's calls."""
+OTHER_BLOCK_BYTES = 64 << 20
+"""On an accelerator, for which a block must be large; not measured."""
+
+FEW = 8
+"""Vectors of up to so many blocks stay whole, which for them is as fast or faster."""
 
 ALIGNED = 64
 """Columns by which blocks begin, so that vector instructions fall on the same numbers as without blocks."""
 
 
-def blocks(n: int, d: int, itemsize: int) -> list[slice]:
-    """Blocks of columns of vectors `[n, d]`: one, if they are small."""
-    if n * d * itemsize <= WHOLE_BYTES:
+def blocks(n: int, d: int, itemsize: int, device: str = "cpu") -> list[slice]:
+    """Blocks of columns of vectors `[n, d]` on a kind of device: one, if they are small."""
+    size = BLOCK_BYTES.get(device, OTHER_BLOCK_BYTES)
+    if n * d * itemsize <= FEW * size:
         return [slice(d)]
-    return blocks_of(max(1, BLOCK_BYTES // (n * itemsize * ALIGNED)) * ALIGNED, d)
+    return blocks_of(max(1, size // (n * itemsize * ALIGNED)) * ALIGNED, d)
 
 
 def blocks_of(width: int, d: int) -> list[slice]:

@@ -124,7 +124,7 @@ class Simulation:
         self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
         self.blocks = [slice(self.spec.d)]
         if group.size == 1 and algorithm.local_steps == 1:
-            self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize)
+            self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize, self.device.type)
         self._judges = judges(tasks, self.world)
 
     def start(self, seed: int) -> Iterate:
@@ -134,7 +134,8 @@ class Simulation:
         return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
 
     def advance(self, iterate: Iterate) -> Iterate:
-        """One round of training; `iterate` stays as it is. Raises `TrainingDiverged` naming agent and round."""
+        """One round of training, which leaves `iterate` as it is. Raises `TrainingDiverged` naming agent and
+        round."""
         round = iterate.round
         lrs, mixed = self._lrs(round), self._product(round)
         buffers, losses = list(iterate.buffers), []
@@ -307,7 +308,8 @@ class _Exchanges:
         self._infinite: dict[int, tuple[str, Tensor]] = {}
 
     def note(self, effect: Mix | Mean, index: int, infinite: Iterable[Tensor | None]) -> None:
-        """An exchange of the round, from 0, or a block of it, and for each of its vectors whose is not finite."""
+        """An exchange of the round, by its number from 0, or a block of it; and for each of its vectors, of
+        which agents `[n]` it is not finite."""
         self.vectors[index] = len(effect.vectors)
         what = "model" if isinstance(effect, Mix) else "gradient"
         for bad in infinite:

@@ -26,8 +26,9 @@ def device_named(name: torch.device | str) -> torch.device:
 
 
 def place(tasks: Sequence[Task], device: torch.device) -> None:
-    """Move samples and modules to `device`, a held-out set that agents share once. Modules of one architecture
-    then compute in one and the same vector, as they do so one after the other.
+    """Move samples and modules to `device`, a held-out set that agents share once.
+
+    The parameters of modules of one architecture then share their memory, as they compute in turn.
 
     Raises `ConfigError` for tasks that do not say where their data is.
     """

@@ -132,8 +132,8 @@ class SupervisedTask:
         self._initial_buffers = {name: own.to(device) for name, own in self._initial_buffers.items()}
 
     def compute_in(self, x: Tensor) -> None:
-        """Let the module's parameters be views of `x: [d]`. Tasks that compute in turn may share it: what they
-        are asked to compute with is copied there each time."""
+        """Let the module's parameters be views of `x: [d]`. Tasks that compute in turn may share it, because
+        what a task is asked to compute with is copied there each time."""
         self._x = x
         bind(self.module, self.spec, x)
 

@@ -12,7 +12,7 @@ import torch
 from sample_tasks import dense, normalised, supervised
 from torch import nn
 
-from p2pqg import algorithms, topology
+from p2pqg import algorithms, allocator, topology
 from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, drive
 from p2pqg.errors import ConfigError
 from p2pqg.schedules import constant
@@ -118,8 +118,8 @@ def test_available_memory_respects_the_container(tmp_path: Path, monkeypatch: py
     assert memory.available_bytes(cpu) is None
 
 
-N, WIDTH, FEATURES, BATCH = 32, 8000, 64, 256
-"""32 models of 0.5 M parameters, with activations of 8 MB a layer."""
+N, WIDTH, FEATURES, BATCH = 64, 8000, 64, 256
+"""64 models of 0.5 M parameters, with activations of 8 MB a layer."""
 
 
 def wide_tasks(n: int = N) -> list[SupervisedTask]:
@@ -146,8 +146,10 @@ def peak_bytes() -> int:
 def measure(engine: str) -> None:
     """In a process of its own: print what training `wide` was said to take and what it added to the peak."""
     torch.set_num_threads(1)
+    allocator.pin(memory.KEPT_BLOCKS)  # as the commands do
     small = wide(engine, wide_tasks(4))
     small.advance(small.start(0))  # what libraries take, once
+    small.footprint()
     del small
     tasks = wide_tasks()
     before = peak_bytes()
@@ -170,8 +172,5 @@ def test_the_statement_holds_for_a_real_process(engine: str) -> None:
         [sys.executable, "-c", command], cwd=folder, check=True, capture_output=True, text=True
     )
     vectors, training, limit, measured = map(int, done.stdout.split())
-    print(
-        f"stated {vectors / 1e6:.0f} and {training / 1e6:.0f}, limit {limit / 1e6:.0f}, {measured / 1e6:.0f} MB"
-    )
     assert vectors / 2 < measured < memory.KEPT * training
-    assert measured < 1.1 * limit
+    assert measured < 1.05 * limit

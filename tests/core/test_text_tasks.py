@@ -219,6 +219,9 @@ def test_a_model_is_made_smaller_by_layers_and_by_what_is_trained() -> None:
     trained = {name for name, p in half.named_parameters() if p.requires_grad}
     assert trained == {n for n, _ in half.named_parameters() if ".embeddings." not in n}
     assert half(torch.from_numpy(tokenize(weights_folder("minilm", ""), WORDS, 16))).isfinite().all()
+    another = text_model("minilm", "", 4, dropout=False, layers=3, freeze_embeddings=True)()
+    frozen, again = (m.get_submodule("transformer.bert.embeddings") for m in (half, another))
+    assert frozen is again  # once for all agents
 
 
 def test_layers_that_are_not_there_are_refused(tiny: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from sample_tasks import dense, normalised, supervised
 from torch import nn
 
-from p2pqg import algorithms, allocator, topology
+from p2pqg import algorithms, allocator, checkpoint, topology
 from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, drive
 from p2pqg.errors import ConfigError
 from p2pqg.schedules import constant
@@ -116,6 +117,18 @@ def test_available_memory_respects_the_container(tmp_path: Path, monkeypatch: py
     meminfo.unlink()
     (tmp_path / "memory.max").unlink()
     assert memory.available_bytes(cpu) is None
+
+
+def test_a_checkpoint_is_written_without_copies(tmp_path: Path) -> None:
+    x, m = torch.ones(2, 1 << 18), torch.zeros(2, 1 << 18)
+    tracemalloc.start()
+    with memory.LiveBytes(x, m) as live:
+        checkpoint.save(tmp_path / "checkpoint", {"x": x, "m": m}, {})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert live.peak < x.nbytes / 10
+    assert most < x.nbytes / 2
+    assert torch.equal(checkpoint.load(tmp_path / "checkpoint")[0]["x"], x)
 
 
 N, WIDTH, FEATURES, BATCH = 64, 8000, 64, 256

@@ -3,7 +3,7 @@
 full   the paper's: model, data, batch size, epochs and schedule of paper-protocol sections 3 to 5
 small  the same methods, graphs, partitions and search, with a model and a length that a CPU has in an hour:
        only the order of methods is to be compared with the paper's. CIFAR-10: a small convolutional network,
-       scored on 2,000 images. AG News: two of the six layers of a pretrained transformer, embeddings that stay
+       scored on 2,000 images. AG News: two of six layers of a pretrained transformer, embeddings that stay
        as they are, the first 16 tokens of 2,048 texts, mini-batches of 16, scored on 400 texts
 smoke  the paper's own model and data, two rounds of tiny mini-batches: shows that a cell can be launched
 """

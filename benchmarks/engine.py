@@ -14,19 +14,25 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from p2pqg import algorithms, allocator
+from p2pqg import algorithms, allocator, topology
+from p2pqg.algorithms import Algorithm, Answer, Effect, Mix, State, drive
 from p2pqg.config import agent_names
 from p2pqg.tasks.augmentation import ImageTransform
 from p2pqg.tasks.models import EvoNormS0, resnet20
 from p2pqg.tasks.supervised import SupervisedTask
+from p2pqg_simulator.columns import blocks, round_in_blocks
 from p2pqg_simulator.gradients import CHUNK_BYTES, Compiled, Loop, Vmap
-from p2pqg_simulator.memory import cost_of, footprint
+from p2pqg_simulator.memory import cost_of, footprint, vectors_of
+from p2pqg_simulator.mixing import product
 from simulator import paired, plain_loop, report, seconds, simulate, simulation
 
 AGENTS, ROUNDS, PAIRS = 3, 2, 7
 RING, CELL_ROUNDS, TEST_SAMPLES, BATCH = 16, 29_400, 10_000, 32
 SCORED = 3 * BATCH
 TARGET = 0.5
+
+
+Start = tuple[Tensor, State]
 
 
 class PlainEvoNorm(EvoNormS0):
@@ -126,11 +132,37 @@ def batching() -> None:
         print(f"      vmap, {convolutions} convolutions: {measured}")
 
 
+def rounds() -> None:
+    """A round of 16 agents of 3.7 M parameters without its gradients, in blocks of columns and whole."""
+    n, d = RING, 3_700_000
+    x, noise = (torch.randn(n, d, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    mixed = product(topology.build("ring", n).graphs[0].matrix(), x.dtype, x.device)
+
+    def exchange(effect: Effect, index: int = 0) -> Answer:
+        return tuple(mixed(v) for v in effect.vectors) if isinstance(effect, Mix) else (noise.clone(),)
+
+    for name in ("dsgd", "qg-dsgdm-n", "dadam", "qg-dadam"):
+        algorithm = algorithms.build(name)
+        start = x, algorithm.init(x)
+
+        def in_blocks(algorithm: Algorithm = algorithm, start: Start = start) -> None:
+            columns = blocks(n, d, x.itemsize)
+            round_in_blocks(algorithm, *start, [0.1], columns, lambda _: noise.clone(), exchange)
+
+        def whole(algorithm: Algorithm = algorithm, start: Start = start) -> None:
+            drive(algorithm.round(*start, [0.1]), exchange)
+
+        own, theirs, ratio = paired(in_blocks, whole, 3, time.process_time)
+        vectors = [vectors_of(algorithm, in_blocks=each) for each in (True, False)]
+        print(f"      {name} in blocks: {1 / ratio:.2f} of whole ({own:.2f}, {theirs:.2f} CPU-s); "
+              "vectors at the peak {:.1f}, whole {:.1f}".format(*vectors))  # fmt: skip
+
+
 def memory() -> None:
     """What simulations are stated to take; a test holds the statement against a real process."""
     batched = CHUNK_BYTES["cpu"] // cost_of(cifar_like(1)[0]).activations
     for n, engine, chunk in ((RING, "loop", 1), (100, "loop", 1), (100, "vmap", batched)):
-        stated = footprint(cifar_like(n), algorithms.build("qg-dsgdm-n"), chunk)
+        stated = footprint(cifar_like(n), algorithms.build("qg-dsgdm-n"), chunk, in_blocks=True)
         parts = ", ".join(
             f"{name} {getattr(stated, name) / 2**30:.2f}" for name in ("vectors", "models", "activations")
         )
@@ -193,6 +225,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     steps_and_scores()
     batching()
+    rounds()
     memory()
     floors()
 

@@ -31,6 +31,7 @@ from p2pqg.tasks.digits import make_task
 from p2pqg.tasks.supervised import SupervisedTask
 from p2pqg_simulator import Iterate, Simulation
 from p2pqg_simulator.gradients import Engine
+from p2pqg_simulator.memory import KEPT_BLOCKS
 
 AGENTS, EPOCHS, WIDTH = 16, 5, 76  # width 76: 129,210 parameters
 BETA, MU, LR = 0.9, 0.9, 0.05
@@ -219,7 +220,7 @@ def dense() -> None:
 
 
 def main() -> None:
-    allocator.pin()  # as the command does; both sides profit
+    allocator.pin(KEPT_BLOCKS)  # as the command does; both sides profit
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores")
     convolutional()

@@ -13,10 +13,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # mallo
 _MIB = 1 << 20
 
 
-def pin() -> bool:
-    """Keep freed memory for the next message. Once, at the start of a process that gossips.
+def pin(keep: int = 256 * _MIB) -> bool:
+    """Keep freed blocks of up to `keep` bytes for the next message. Once, at the start of a process.
 
-    Returns False, and does nothing, where the C library is not glibc.
+    Larger ones go back to the system: kept, they would be reused badly, because an aligned block does not fit
+    where one of its size was. Returns False, and does nothing, where the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -24,7 +25,7 @@ def pin() -> bool:
     except (OSError, TypeError, AttributeError):
         return False
     # Older releases refuse more than 32 MiB, and setting any one of these switches the automatic choice off.
-    if not libc.mallopt(_MMAP_THRESHOLD, 256 * _MIB) and not libc.mallopt(_MMAP_THRESHOLD, 32 * _MIB):
+    if not libc.mallopt(_MMAP_THRESHOLD, keep) and not libc.mallopt(_MMAP_THRESHOLD, 32 * _MIB):
         return False
     libc.mallopt(_TRIM_THRESHOLD, 1024 * _MIB)
     libc.mallopt(_TOP_PAD, 64 * _MIB)

@@ -16,27 +16,36 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
 from p2pqg.errors import StorageError
-from p2pqg.storage import write_atomically
+from p2pqg.storage import replacing
 
 HEADER = "p2pqg"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `write_atomically`).
+    """Write `tensors` and the JSON-clean `meta` to `path`, as one step (see `replacing`).
 
-    Raises `StorageError` if the file cannot be written; `path` then is as it was.
+    Nothing is copied in memory but tensors on another device, or that share theirs. Raises `StorageError` if
+    the file cannot be written; `path` then is as it was.
     """
-    # Copies, because safetensors refuses tensors that share memory, as views of one flat vector do.
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-           for name, tensor in tensors.items()}  # fmt: skip
+    own, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory, as views of one flat vector do.
+        shared = tensor.untyped_storage().data_ptr() in storages
+        own[name] = tensor.clone() if shared else tensor
+        storages.add(own[name].untyped_storage().data_ptr())
     text = json.dumps(meta, allow_nan=False, sort_keys=True)
     # One entry, because safetensors writes several in an order that changes from run to run.
     header = {HEADER: json.dumps({"checksum": _checksum(own, text), "meta": text})}
-    write_atomically(path, serialise(own, metadata=header))
+    with replacing(path) as temporary:
+        try:
+            save_file(own, temporary, metadata=header)
+        except SafetensorError as error:  # of a disk that is full, say
+            raise StorageError(f"{path}: cannot write: {error}") from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from p2pqg.errors import StorageError
@@ -22,25 +24,31 @@ REASONS = {
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the content of `path` by `data`, as in `replacing`."""
+    with replacing(path, mode) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Replace the content of `path` as one step that survives a power cut.
 
-    The data go to a temporary file in the same folder, are flushed to the disk and renamed over `path`; a
-    failed attempt leaves `path` as it was and nothing beside it. `mode` are the permissions, less those that
-    the process's umask takes. Raises `StorageError` that says why: disk
-    full, read-only, no permission, no such folder.
+    The block inside writes to the temporary file in the same folder that it is given, empty; that is then
+    flushed to the disk and renamed over `path`. A failed attempt leaves `path` as it was and nothing beside
+    it. `mode` are the permissions, less those that the process's umask takes. Raises `StorageError` that says
+    why: disk full, read-only, no permission, no such folder.
     """
     try:
         temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
         try:
-            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+            yield temporary
+            _sync(temporary, os.O_RDWR)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -51,8 +59,8 @@ def unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path}: cannot write: {reason}")
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

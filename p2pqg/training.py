@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from p2pqg import seeds
-from p2pqg.algorithms import Algorithm, Effect, Gradient, Program, State, mix
+from p2pqg.algorithms import Algorithm, Effect, Gradient, Norm, Program, State, mix
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
 from p2pqg.gossip.machine import Exchanged, disagreement, mixed
@@ -169,8 +169,9 @@ class Training:
         assert self._program is not None
         try:
             effect = next(self._program) if answer is None else self._program.send(answer)
-            while isinstance(effect, Gradient):
-                effect = self._program.send((self._gradient(effect),))
+            while isinstance(effect, Gradient | Norm):
+                own = effect.answer() if isinstance(effect, Norm) else (self._gradient(effect),)
+                effect = self._program.send(own)
         except StopIteration as stop:
             self.x, self.state = stop.value
             self.round += 1

@@ -21,6 +21,7 @@ from .engine import Iterate
 from .folder import RunFolder
 from .gradients import ENGINES
 from .live import live
+from .memory import KEPT_BLOCKS
 from .options import read_settings, settings_options
 from .ranks import TIMEOUT_S, joined, started_by_torchrun
 from .record import record
@@ -57,7 +58,7 @@ def simulate(
     **options: Any,
 ) -> None:
     """Train all agents of a network on this host."""
-    allocator.pin()  # temporaries of all agents together are megabytes
+    allocator.pin(KEPT_BLOCKS)
     with _group(engine, rank_timeout) as group:
         before = _settings_of(RunFolder(out), group) if resume else None
         with group.together():

@@ -8,9 +8,8 @@ run that never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +25,7 @@ from p2pqg.schedules import Schedule
 from p2pqg.tasks.base import Buffers, Task, with_full_gradient
 from p2pqg.topology import Topology
 
+from .columns import blocks, round_in_blocks
 from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
 from .memory import Footprint, footprint
@@ -132,6 +132,9 @@ class Simulation:
         samples = torch.tensor([task.samples for task in tasks], dtype=torch.float64)
         scale = samples * self.n / self.world.gather(samples).sum()
         self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
+        self.blocks = [slice(self.spec.d)]
+        if group.size == 1 and algorithm.local_steps == 1:
+            self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize, self.device.type)
         self._judges = judges(tasks, self.world)
 
     def start(self, seed: int) -> Iterate:
@@ -141,52 +144,62 @@ class Simulation:
         return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
 
     def advance(self, iterate: Iterate) -> Iterate:
-        """One round of training. Raises `TrainingDiverged` naming agent and round."""
+        """One round of training, which leaves `iterate` as it is. Raises `TrainingDiverged` naming agent and
+        round."""
         round = iterate.round
         lrs = self._lrs(round)
-        buffers, losses, exchanged = list(iterate.buffers), [], 0
-        must_be_finite = partial(self._require_finite, round=round + 1)
+        buffers, losses = list(iterate.buffers), []
+        exchanges = _Exchanges()
+
+        def gradient(effect: Gradient) -> Tensor:
+            at = round * self.algorithm.local_steps + effect.step
+            if effect.full:
+                own = zip(self.tasks, effect.x, buffers, strict=True)
+                g = torch.stack(
+                    [with_full_gradient(task).full_gradient(x, kept, at) for task, x, kept in own]
+                )
+            else:
+                g, loss = self.gradients(effect.x, buffers, at)
+                if loss is not None:
+                    self._require_finite("loss", self._infinite(loss[:, None]), round + 1)
+                    losses.append(loss)
+            return g if self.scale is None else g.mul_(self.scale)
+
+        def exchange(effect: Mix | Mean, index: int) -> Answer:
+            exchanges.note(effect, index, map(self._infinite, effect.vectors))
+            if isinstance(effect, Mix):
+                return self.exchange(effect.vectors, round)
+            return tuple(map(self._mean, effect.vectors))
 
         def answer(effect: Effect) -> Answer:
-            nonlocal exchanged
-            match effect:
-                case Gradient(x, step, full=True):
-                    at = round * self.algorithm.local_steps + step
-                    own = zip(self.tasks, x, buffers, strict=True)
-                    g = torch.stack(
-                        [with_full_gradient(task).full_gradient(row, kept, at) for task, row, kept in own]
-                    )
-                    return (g if self.scale is None else g * self.scale,)
-                case Gradient(x, step):
-                    g, loss = self.gradients(x, buffers, round * self.algorithm.local_steps + step)
-                    if loss is not None:
-                        must_be_finite("loss", loss[:, None])
-                        losses.append(loss)
-                    return (g if self.scale is None else g * self.scale,)
-                case Mix(vectors):
-                    must_be_finite("model", *vectors)
-                    exchanged += len(vectors)
-                    return self.exchange(vectors, round)
-                case Mean(vectors):
-                    must_be_finite("gradient", *vectors)
-                    exchanged += 0 if self.algorithm.centralised else len(vectors)
-                    return tuple(map(self._mean, vectors))
+            if isinstance(effect, Gradient):
+                return (gradient(effect),)
+            answered = exchange(effect, len(exchanges.vectors))
+            self._require_finite(*exchanges.first_infinite, round + 1)
+            return answered
 
-        x, state = drive(self.algorithm.round(iterate.x, iterate.state, lrs), answer)
-        if not exchanged:  # what was mixed has been looked at
-            must_be_finite("model", x)
+        start = iterate.x, iterate.state
+        if len(self.blocks) == 1:
+            x, state = drive(self.algorithm.round(*start, lrs), answer)
+        else:
+            x, state = round_in_blocks(self.algorithm, *start, lrs, self.blocks, gradient, exchange)
+            self._require_finite(*exchanges.first_infinite, round + 1)
+        if not exchanges.vectors:  # what was mixed has been looked at
+            self._require_finite("model", self._infinite(x), round + 1)
+        sent = 0 if self.algorithm.centralised else sum(exchanges.vectors.values())
         return Iterate(
             round=round + 1,
             x=x,
             state=state,
             buffers=tuple(buffers),
-            sent=iterate.sent + exchanged * self._out_bytes[round % self.topology.period],
+            sent=iterate.sent + sent * self._out_bytes[round % self.topology.period],
             losses=self.world.gather(torch.stack(losses).mean(0)) if losses else None,
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 
     def exchange(self, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
-        """The answer to `Mix`: W @ v for each `v: [n, d]`, which is what leaves the agents in this round."""
+        """The answer to `Mix`: W @ v for each `v: [n, d]`, or a block of its columns: all that leaves the
+        agents in this round."""
         mixed = self._product(round)
         return tuple(mixed(self._reached(v, round)) for v in vectors)
 
@@ -243,7 +256,7 @@ class Simulation:
 
     def footprint(self) -> Footprint:
         """What training takes of memory."""
-        return footprint(self.tasks, self.algorithm, self.gradients.chunk)
+        return footprint(self.tasks, self.algorithm, self.gradients.chunk, in_blocks=len(self.blocks) > 1)
 
     def saturated(self) -> dict[str, int]:
         """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All
@@ -303,15 +316,42 @@ class Simulation:
         ]
         return float(self.world.gather(torch.stack(worst)).max())
 
-    def _require_finite(self, what: str, *vectors: Tensor, round: int) -> None:
-        for v in vectors:
-            # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
-            if not self.world.group.largest(not v.sum().isfinite()):
-                continue
-            bad = self.world.gather(~v.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            if bad:
-                agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-                raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
+    def _infinite(self, v: Tensor) -> Tensor | None:
+        """Which of all agents `[n]` have an entry in `v: [n, ...]` that is not finite; None if none has."""
+        # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
+        if not self.world.group.largest(not v.sum().isfinite()):
+            return None
+        return self.world.gather(~v.isfinite().all(dim=1))
+
+    def _require_finite(self, what: str, infinite: Tensor | None, round: int) -> None:
+        bad = [] if infinite is None else infinite.nonzero().flatten().tolist()
+        if bad:
+            agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+            raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
+
+
+class _Exchanges:
+    """What is exchanged in one round, all at once or block by block."""
+
+    def __init__(self) -> None:
+        self.vectors: dict[int, int] = {}
+        """How many in each exchange."""
+        self._infinite: dict[int, tuple[str, Tensor]] = {}
+
+    def note(self, effect: Mix | Mean, index: int, infinite: Iterable[Tensor | None]) -> None:
+        """An exchange of the round, by its number from 0, or a block of it; and for each of its vectors, of
+        which agents `[n]` it is not finite."""
+        self.vectors[index] = len(effect.vectors)
+        what = "model" if isinstance(effect, Mix) else "gradient"
+        for bad in infinite:
+            if bad is not None:
+                _, before = self._infinite.get(index, (what, bad))
+                self._infinite[index] = what, before | bad
+
+    @property
+    def first_infinite(self) -> tuple[str, Tensor | None]:
+        """What was not finite in the first exchange with such a thing, and whose."""
+        return self._infinite[min(self._infinite)] if self._infinite else ("model", None)
 
 
 def _stacked(buffers: Sequence[Buffers]) -> dict[str, Tensor]:

@@ -25,11 +25,18 @@ from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Task
 from p2pqg.tasks.supervised import SupervisedTask
 
+from .columns import blocks_of, round_in_blocks
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-KEPT = 1.3
-"""What a process takes over what it was counted to need: 1.04 measured with glibc's own allocator, and 1.30
-pinned as `p2pqg simulate` pins it (32 agents of 0.5 M parameters)."""
+KEPT_BLOCKS = 4 << 20
+"""Largest block that the allocator of a simulation keeps when it is freed: larger ones are vectors of all
+agents or activations of large models. With these kept, 64 agents of 0.5 M parameters and activations of 8 MB
+took 1.5 to 2.3 times what was counted; with these handed back, 0.97 times that, and half as much CPU time
+again."""
+
+KEPT = 1.1
+"""What a process may take over what it was counted to need."""
 
 SHORT = 4096
 """Length of the vectors on which a round is counted."""
@@ -83,9 +90,12 @@ def cost_of(task: Task) -> Cost:
     return Cost(flops.get_total_flops(), live.peak)
 
 
-def vectors_of(algorithm: Algorithm) -> float:
-    """Vectors `[n, d]` that one round of an algorithm needs at once: iterate and state before and after it, a
-    gradient, a message as sent and as mixed, and what the arithmetic leaves in between."""
+def vectors_of(algorithm: Algorithm, *, in_blocks: bool) -> float:
+    """Vectors `[n, d]` that one round of an algorithm needs at once.
+
+    In blocks (see `round_in_blocks`): iterate and state before and after it, the gradient among the latter.
+    All at once: also messages, as sent and as mixed, and what the arithmetic leaves in between.
+    """
 
     def answer(effect: Effect) -> Answer:
         match effect:
@@ -98,8 +108,12 @@ def vectors_of(algorithm: Algorithm) -> float:
 
     with LiveBytes() as live:
         x = torch.ones(2, SHORT)
-        state = algorithm.init(x)
-        drive(algorithm.round(x, state, [0.1] * algorithm.local_steps), answer)
+        state, lrs = algorithm.init(x), [0.1] * algorithm.local_steps
+        if in_blocks:
+            columns = blocks_of(SHORT // 64, SHORT)
+            round_in_blocks(algorithm, x, state, lrs, columns, lambda g: answer(g)[0], lambda e, _: answer(e))
+        else:
+            drive(algorithm.round(x, state, lrs), answer)
     return float(live.peak / (x.numel() * x.itemsize))
 
 
@@ -107,8 +121,8 @@ def vectors_of(algorithm: Algorithm) -> float:
 class Footprint:
     """Bytes that a simulation takes beside the interpreter, its libraries and the data set it was made from.
 
-    `vectors` are the parameters, state, messages and gradients of all agents, `models` what each task's
-    module holds, `activations` those of the agents computed at once, and `data` the samples of all agents.
+    `vectors` are the parameters, state, messages and gradients of all agents, `models` what the tasks'
+    modules hold, `activations` those of the agents computed at once, and `data` the samples of all agents.
     """
 
     vectors: int
@@ -118,8 +132,7 @@ class Footprint:
 
     @property
     def training(self) -> int:
-        """What training adds to tasks that are there. Modules count: they get a vector of their own at the
-        first gradient, and the allocator keeps what held their initial parameters."""
+        """What training adds to tasks that are there, with what their modules hold."""
         return self.vectors + self.models + self.activations
 
     @property
@@ -127,11 +140,14 @@ class Footprint:
         return self.training + self.data
 
 
-def footprint(tasks: Sequence[Task], algorithm: Algorithm, chunk: int) -> Footprint:
-    """That of training `tasks`, gradients of at most `chunk` agents at once.
+def footprint(
+    tasks: Sequence[Task], algorithm: Algorithm, chunk: int, *, in_blocks: bool = False
+) -> Footprint:
+    """That of training `tasks`, gradients of at most `chunk` agents at once and what follows in blocks of
+    columns or not.
 
-    Each `SupervisedTask` has a module of its own, whose buffers count twice because an iterate is kept while
-    the next is made.
+    Modules share their parameters' memory (see `place`). Buffers count once for each module, and twice more
+    because an iterate is kept while the next is made.
     """
     spec, cost = tasks[0].spec, cost_of(tasks[0])
     one = spec.d * spec.dtype.itemsize
@@ -143,8 +159,9 @@ def footprint(tasks: Sequence[Task], algorithm: Algorithm, chunk: int) -> Footpr
             data += sum(part.nbytes for part in task.train)
             held_out |= {part.data_ptr(): part.nbytes for part in task.test}
     return Footprint(
-        vectors=round(vectors_of(algorithm) * len(tasks) * one) + 2 * len(tasks) * buffers,
-        models=len(tasks) * (one + buffers),
+        vectors=round(vectors_of(algorithm, in_blocks=in_blocks) * len(tasks) * one)
+        + 2 * len(tasks) * buffers,
+        models=one + len(tasks) * buffers,
         activations=min(chunk, len(tasks)) * cost.activations,
         data=data + sum(held_out.values()),
     )

@@ -21,6 +21,7 @@ from .experiments.base import SCALES, Experiment, Observe, Plan
 from .experiments.program import SWARM
 from .experiments.records import SHIPPED, Case, Record, Records, provenance
 from .gradients import ENGINES
+from .memory import KEPT_BLOCKS
 from .options import pair
 from .placement import device_named
 from .report import render
@@ -81,7 +82,7 @@ def reproduce(
         work=out / "work",
         **options,
     )
-    allocator.pin()
+    allocator.pin(KEPT_BLOCKS)
     torch.set_num_threads(threads)
     records = Records(out, experiment.records)
     console = Console()

@@ -10,7 +10,20 @@ from typing import Any
 from p2pqg.algorithms.adam import Adam, DAdam, QGDAdam
 from p2pqg.algorithms.base import Algorithm, Rate, State
 from p2pqg.algorithms.corrected import D2, DMSGD, D2Plus, GradientTracking
-from p2pqg.algorithms.effects import Answer, Effect, Gradient, Mean, Mix, Program, drive, gradient, mean, mix
+from p2pqg.algorithms.effects import (
+    Answer,
+    Effect,
+    Gradient,
+    Mean,
+    Mix,
+    Norm,
+    Program,
+    drive,
+    gradient,
+    mean,
+    mix,
+    norm,
+)
 from p2pqg.algorithms.federated import MimeLite
 from p2pqg.algorithms.momentum import DSGD, SGD, DSGDm, SGDm
 from p2pqg.algorithms.quasi_global import QHM, QGDSGDm, QGSGDm
@@ -104,6 +117,7 @@ __all__ = [
     "Mean",
     "MimeLite",
     "Mix",
+    "Norm",
     "Program",
     "QGDAdam",
     "QGDSGDm",
@@ -118,4 +132,5 @@ __all__ = [
     "hyper_parameters",
     "mean",
     "mix",
+    "norm",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pqg.algorithms.base import Algorithm, Centralised, Rate, State, first_count, option, read_count
-from p2pqg.algorithms.effects import Program
+from p2pqg.algorithms.effects import Program, norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +110,12 @@ class QGDAdam(Moments):
             if self.form == "v2":
                 m_hat = m
         x = yield from self.exchange(x)
-        d = self._direction(start - x)
+        moved = start - x
+        length = yield from norm(moved)
+        if self.form == "printed":
+            d = moved / length.clamp_min(torch.finfo(moved.dtype).tiny)  # where nothing moved, 0
+        else:
+            d = moved / (length + 1e-8)
         if self.form != "v2":
             m_hat = torch.lerp(d, m_hat, self.beta1)
         return x, {"m": m_hat, "v": self.second(d, v_hat), "steps": steps + len(lrs)}
-
-    def _direction(self, moved: Tensor) -> Tensor:
-        """`moved: [*agents, d]` at length 1; where nothing moved, 0."""
-        # Row by row: a reduction over [n, d] may sum in another order than one over [d].
-        rows = moved.reshape(-1, moved.shape[-1])
-        norm = torch.stack([torch.linalg.vector_norm(row) for row in rows]).view(*moved.shape[:-1], 1)
-        if self.form == "printed":
-            return moved / norm.clamp_min(torch.finfo(moved.dtype).tiny)
-        return moved / (norm + 1e-8)

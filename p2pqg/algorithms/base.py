@@ -50,8 +50,9 @@ class Algorithm(ABC):
     momentum, with x the parameters before the step (paper-protocol, section 1). `local_steps` gradient
     steps are taken in a round before the exchange.
 
-    Only element-wise operations on `[*agents, d]` and reductions along the last axis are allowed in a
-    `round`, so that `[n, d]` gives bit for bit what n separate `[d]` would.
+    A `round` does only element-wise operations on `[*agents, d]`, beside what it asks for (`Norm` reduces
+    along the last axis), so that `[n, d]` gives bit for bit what n separate `[d]` would, and what its blocks
+    of columns would. It does not write to what it is given.
     """
 
     weight_decay: float = option(0.0, "coupled: weight_decay * x is added to every gradient")

@@ -131,6 +131,12 @@ class SupervisedTask:
         self.module.to(device)
         self._initial_buffers = {name: own.to(device) for name, own in self._initial_buffers.items()}
 
+    def compute_in(self, x: Tensor) -> None:
+        """Let the module's parameters be views of `x: [d]`. Tasks that compute in turn may share it, because
+        what a task is asked to compute with is copied there each time."""
+        self._x = x
+        bind(self.module, self.spec, x)
+
     def batch_indices(self, step: int) -> Tensor:
         """Positions in the own share of the mini-batch of one step, `[b]`."""
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -202,8 +208,8 @@ class SupervisedTask:
 
     def _load(self, x: Tensor, buffers: Buffers) -> None:
         if self._x is None or self._x.dtype != x.dtype or self._x.device != x.device:
-            self._x = torch.empty_like(x)
-            bind(self.module, self.spec, self._x)
+            self.compute_in(torch.empty_like(x))
+        assert self._x is not None
         self._x.copy_(x)
         for name, buffer in self.module.named_buffers() if buffers else ():
             buffer.copy_(buffers[name])

@@ -96,7 +96,7 @@ TEXT_TASKS: dict[str, Callable[[TaskContext], SupervisedTask]] = {"agnews": agne
 
 
 def _settings(context: TaskContext, **more: Any) -> dict[str, Any]:
-    """The options all of these tasks have, and more: `model`, `weights` and `dropout` as in `text_model`,
+    """The options all of these tasks have, and more: those of `text_model`,
     `tokenizer` (a folder; empty: that of the weights, or where there are none the package's, whose
     vocabulary is DistilBERT's), `max_tokens`, `test_batch_size`, and subsets as in `own_share`."""
     defaults = {
@@ -104,6 +104,8 @@ def _settings(context: TaskContext, **more: Any) -> dict[str, Any]:
         "weights": "",
         "tokenizer": "",
         "dropout": False,
+        "layers": 0,
+        "freeze_embeddings": False,
         "max_tokens": 128,
         "test_batch_size": 100,
     }
@@ -127,7 +129,14 @@ def _task(
         raise ConfigError(
             f"expected {FEWEST_TOKENS} or more, found {chosen['max_tokens']}", key="task.options.max_tokens"
         )
-    module = text_model(chosen["model"], chosen["weights"], classes, dropout=chosen["dropout"])
+    module = text_model(
+        chosen["model"],
+        chosen["weights"],
+        classes,
+        dropout=chosen["dropout"],
+        layers=chosen["layers"],
+        freeze_embeddings=chosen["freeze_embeddings"],
+    )
     folder = Path(chosen["tokenizer"] or weights_folder(chosen["model"], chosen["weights"]))
     return own_share(
         context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class Tapped(Simulation):
     """A simulation that keeps what left the agents in the last exchange, `sent: [n, d]` a vector."""
 
     sent: tuple[Tensor, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.blocks = [slice(self.spec.d)]  # whole vectors leave
 
     def exchange(self, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
         self.sent = vectors

@@ -8,7 +8,7 @@ from functools import partial
 from .base import SHOWN_SCALES, Plan, Report, Scale
 from .presentation import table as markdown
 from .published import Published, table
-from .recipes import DATA_SETS, model_of
+from .recipes import DATA_SETS, Small, model_of
 from .records import Record
 from .training import Cell, Training, cells_of, summarise
 
@@ -48,13 +48,18 @@ def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]
     if not found:
         return
     recipes = [DATA_SETS[name].small for name in sorted({row.cell["dataset"] for row, _ in found})]
-    text = "; ".join(f"{r.model} for {r.epochs} epochs beside {r.beside}" for r in recipes if r is not None)
+    text = "; ".join(_recipe(small) for small in recipes if small is not None)
     yield SCALE_NOTES[scale].format(recipe=text)
     files = {run.result["settings"]["task"]["data"] for _, cell in found for run in cell.runs}
     notes = [note for file, note in DATA_NOTES.items() if file in files]
     if notes:
         yield " ".join(notes)
     yield markdown(*_columns([row for row, _ in found], [cell for _, cell in found], scale)).strip()
+
+
+def _recipe(small: Small) -> str:
+    more = f", {small.simplified}" if small.simplified else ""
+    return f"{small.model} for {small.epochs} epochs beside {small.beside}{more}"
 
 
 def _columns(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from p2pqg import algorithms
-from p2pqg.algorithms import ALGORITHMS, Algorithm, Answer, Effect, Gradient, Mean, Mix, State, drive
+from p2pqg.algorithms import ALGORITHMS, Algorithm, Answer, Effect, Gradient, Mean, Mix, Norm, State, drive
 from p2pqg.errors import ConfigError
 
 N, D, RUNS = 4, 37, 3  # an odd width leaves a tail beside the vector instructions
@@ -58,6 +58,8 @@ def answer_separately(effects: Sequence[Effect]) -> list[Answer]:
     match effects[0]:
         case Gradient():
             return [(gradient(i, effect.x),) for i, effect in enumerate(effects)]  # type: ignore[union-attr]
+        case Norm():
+            return [effect.answer() for effect in effects]  # type: ignore[union-attr]
         case Mix() | Mean():
             answer = on_the_ring if isinstance(effects[0], Mix) else over_all
             columns = zip(*(effect.vectors for effect in effects), strict=True)  # type: ignore[union-attr]

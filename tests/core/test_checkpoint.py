@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from p2pqg import checkpoint
 from p2pqg.errors import StorageError
@@ -111,6 +112,16 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing(
             checkpoint.save(path, {"a": torch.zeros(3)}, {"round": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
     assert checkpoint.load(path)[1] == {"round": 1}
+
+
+def test_a_disk_that_is_full_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StorageError, match="cannot write: the disk is full"):
+        checkpoint.save(tmp_path / "a", {"x": torch.ones(3)}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_folder_is_said_to_be_so(tmp_path: Path) -> None:

@@ -66,10 +66,10 @@ def test_without_any_sound_checkpoint_it_does_not_start_over_by_itself(tmp_path:
 def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = home_with(tmp_path, 1, 2)
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path) -> None:
         raise StorageError(f"{path}: cannot write: the disk is full")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoint, "replacing", full)
     with pytest.raises(StorageError, match="the disk is full"):
         home.save({"x": torch.zeros(8)}, {"agreed": AGREED, "round": 3})
     found = home.load(AGREED)

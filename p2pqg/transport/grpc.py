@@ -43,6 +43,8 @@ MAX_OF_PEER = 8
 """The same for one peer: exchanges (twice, if both ends dial), state, checks, and ends that linger."""
 OPENINGS = (32.0, 2.0)
 """Streams that a peer may open at once, and a second in the long run."""
+WELCOME = "p2pqg-welcome"
+"""In the metadata of whoever accepts: a refusal has metadata, too, and its status may come later."""
 CHALLENGE, CERTIFICATE, PROOF = "p2pqg-challenge-bin", "p2pqg-certificate-bin", "p2pqg-proof-bin"
 """Metadata in which the accepting end proves its certificate, see `p2pqg.security.admission`."""
 
@@ -271,12 +273,12 @@ class GrpcTransport:
         answer = _start(call.initial_metadata())
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                metadata = await _outcome(answer)
-            if call.done():  # refused: the answer was the end of the call
-                await _outcome(_start(call.read()))
-                raise TransportError("refused")
+                metadata = dict(await _outcome(answer))
+                if WELCOME not in metadata:  # a refusal, or another program
+                    await _outcome(_start(call.read()))
+                    raise TransportError("refused")
             if identity is not None:
-                connection.certificate = self._admit_acceptor(peer, identity, challenge, dict(metadata))
+                connection.certificate = self._admit_acceptor(peer, identity, challenge, metadata)
         except (TimeoutError, TransportError, RemoteProtocolError) as error:
             await connection.abandon()
             raise TransportError(f"{peer} cannot be reached at {address}: {error or 'no answer'}") from error
@@ -333,7 +335,7 @@ class GrpcTransport:
                 self._refused(str(error))
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         assert self._accept is not None
-        await context.send_initial_metadata(proof)
+        await context.send_initial_metadata(((WELCOME, "1"), *proof))
         connection = _Accepted(context, name)
         connection.certificate = certificate
         task = asyncio.create_task(serve(self._accept, connection))

@@ -30,9 +30,13 @@ from p2pqg.gossip.messages import (
     End,
     GetState,
     Hello,
+    Key,
+    Masked,
     Message,
     Prepared,
+    Ready,
     Refuse,
+    Senders,
     Settle,
     Settled,
     Skip,
@@ -101,7 +105,8 @@ REFUSING: list[Case] = each(Refuse, OWN, 2)
 
 def test_there_is_a_death_at_every_message() -> None:
     tables = [*UNDISTURBED, *(case for _, case in AFTER_A_LOSS), *COMING_BACK, *LEAVING, *REFUSING]
-    assert {kind for kind, _, _ in tables} == set(get_args(Message))
+    of_sums = {Key, Ready, Senders, Masked}  # test_secure_networks.py kills at these
+    assert {kind for kind, _, _ in tables} == set(get_args(Message)) - of_sums
 
 
 def ident(value: object) -> str:

@@ -466,6 +466,7 @@ def test_a_frame_beyond_the_limit_is_refused_by_the_listener() -> None:
 
 def test_a_frame_beyond_the_limit_is_refused_by_the_dialler() -> None:
     async def exchange(_: Any, context: Any) -> None:
+        await context.send_initial_metadata(((grpc_transport.WELCOME, "1"),))
         await context.write(bytes(MAX_FRAME_BYTES + 1))
 
     async def scenario() -> None:

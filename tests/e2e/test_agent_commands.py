@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from p2pqg.cli.main import cli
 from p2pqg.control.client import NotRunning, ask
 from p2pqg.daemon import Daemon, is_loopback
-from p2pqg.errors import ConfigError, StorageError, TransportError
+from p2pqg.errors import ConfigError, StorageError, TaskDied, TransportError
 from p2pqg.security import issue
 from p2pqg.security.authority import Authority
 from p2pqg.telemetry.jsonl import read_lines
@@ -285,7 +285,7 @@ def test_a_watch_that_dies_takes_the_agent_with_it(tmp_path: Path, monkeypatch: 
         until(lambda: left.exists() and json.loads(left.read_text())["state"] == "failed")
 
     (error,) = running(tmp_path, [name], client)
-    assert isinstance(error, RuntimeError)
+    assert isinstance(error, TaskDied)
     assert "the watch is broken" in json.loads(left.read_text())["reason"]
 
 

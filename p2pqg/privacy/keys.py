@@ -11,14 +11,11 @@ keeps to the protocol, and from no other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from p2pqg.errors import RemoteProtocolError
 from p2pqg.gossip.messages import Key
@@ -26,8 +23,9 @@ from p2pqg.gossip.sums import Mask
 from p2pqg.privacy.masking import Pad
 from p2pqg.privacy.randomness import Secret
 from p2pqg.security import Identity
+from p2pqg.security.signatures import Said, sign, verify
 
-_CONTEXT = b"p2pqg v1: a key for secure sums"
+_CONTEXT = "p2pqg v1: a key for secure sums"
 
 
 class KeyRing:
@@ -55,8 +53,7 @@ class KeyRing:
         identity = self._identity()
         if identity is not None and identity is not self._signer:
             own = self._own
-            signer = cast(ec.EllipticCurvePrivateKey, load_pem_private_key(identity.private_key, None))
-            signature = signer.sign(self._statement(own), ec.ECDSA(SHA256()))
+            signature = sign(identity.key, *self._statement(own))
             certificate = identity.x509.public_bytes(Encoding.DER)
             self._own = Key(own.agent, own.incarnation, own.public_key, certificate, signature)
             self._signer = identity
@@ -70,11 +67,8 @@ class KeyRing:
             return
         try:
             certificate = x509.load_der_x509_certificate(key.certificate)
-            public = certificate.public_key()
-            if not isinstance(public, ec.EllipticCurvePublicKey):
-                raise InvalidSignature
-            public.verify(key.signature, self._statement(key), ec.ECDSA(SHA256()))
-        except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+            verify(key.signature, certificate, *self._statement(key))
+        except (ValueError, InvalidSignature):
             raise RemoteProtocolError(f"the key of {key.agent} is not signed by it") from None
         if (name := identity.admission.check(certificate)) != key.agent:
             raise RemoteProtocolError(f"the key of {key.agent} is signed by {name}")
@@ -94,7 +88,5 @@ class KeyRing:
         except ValueError:
             raise RemoteProtocolError(f"the key of {key.agent} is none") from None
 
-    def _statement(self, key: Key) -> bytes:
-        parts = [_CONTEXT, self._network.encode(), self._run.encode(), key.agent.encode()]
-        parts += [str(key.incarnation).encode(), key.public_key]
-        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    def _statement(self, key: Key) -> tuple[Said, ...]:
+        return _CONTEXT, self._network, self._run, key.agent, key.incarnation, key.public_key

@@ -15,7 +15,6 @@ another agent make it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -24,14 +23,15 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from p2pqg.errors import ConfigError, RemoteProtocolError
 from p2pqg.security.certificates import PrivateKey, dns_names, fingerprint, outside_its_dates
 from p2pqg.security.files import Stamp, read, stamp
+from p2pqg.security.signatures import sign, verify
 
 CHALLENGE_BYTES = 32
-_CONTEXT = b"p2pqg v1: the accepting agent proves its certificate\0"
+_CONTEXT = "p2pqg v1: the accepting agent proves its certificate"
 
 
 @dataclass
@@ -116,23 +116,16 @@ class Admission:
         return any(entry == name or entry.replace(" ", "").lower() == digits for entry in self.allow or ())
 
 
-def prove(private_key: bytes, challenge: bytes, dialler: x509.Certificate) -> bytes:
-    """The acceptor's signature (ECDSA, SHA-256) over the challenge and the dialler's certificate."""
-    key = cast(PrivateKey, load_pem_private_key(private_key, password=None))
-    return key.sign(_statement(challenge, dialler), ec.ECDSA(hashes.SHA256()))
+def prove(key: PrivateKey, challenge: bytes, dialler: x509.Certificate) -> bytes:
+    """The acceptor's signature over the challenge and the dialler's certificate."""
+    return sign(key, _CONTEXT, challenge, dialler.public_bytes(Encoding.DER))
 
 
-def verify(proof: bytes, acceptor: x509.Certificate, challenge: bytes, dialler: x509.Certificate) -> None:
+def require_proof(
+    proof: bytes, acceptor: x509.Certificate, challenge: bytes, dialler: x509.Certificate
+) -> None:
     """Raises `RemoteProtocolError` unless `proof` was made with the acceptor's key for this dialling."""
-    key = acceptor.public_key()
     try:
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
-        key.verify(proof, _statement(challenge, dialler), ec.ECDSA(hashes.SHA256()))
+        verify(proof, acceptor, _CONTEXT, challenge, dialler.public_bytes(Encoding.DER))
     except InvalidSignature:
         raise RemoteProtocolError("the peer does not hold the key of the certificate it shows") from None
-
-
-def _statement(challenge: bytes, dialler: x509.Certificate) -> bytes:
-    own = hashlib.sha256(dialler.public_bytes(Encoding.DER)).digest()
-    return _CONTEXT + hashlib.sha256(challenge).digest() + own

@@ -1,6 +1,6 @@
 """What an agent says of itself, signed, so that others can pass it on but not change or make it up.
 
-A signature is the subject's own (ECDSA, SHA-256), with the key of the certificate that it shows at every
+A signature is the subject's own, with the key of the certificate that it shows at every
 handshake; whoever passes an announcement on cannot age it either, because the larger heartbeat counts. What a
 neighbour can still do is say nothing. Believing only what comes from the subject itself would need no
 signatures, but then nobody would know of anybody further than an edge away, and no graph over all could be
@@ -10,21 +10,18 @@ made; announcements as mere hints where to dial would need a connection to every
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from p2pqg.errors import RemoteProtocolError
 from p2pqg.gossip.messages import Member
 from p2pqg.security.certificates import dns_names
 from p2pqg.security.identity import Identity
+from p2pqg.security.signatures import Said, sign, verify
 
 _CONTEXT = "p2pqg v1: an agent announces itself"
 
@@ -38,7 +35,7 @@ class CertificateSeal:
 
     def sign(self, member: Member) -> Member:
         identity = self._identity()
-        signature = identity.key.sign(self._statement(member), ec.ECDSA(hashes.SHA256()))
+        signature = sign(identity.key, *self._statement(member))
         certificate = identity.x509.public_bytes(Encoding.DER)
         return dataclasses.replace(member, certificate=certificate, signature=signature)
 
@@ -49,9 +46,8 @@ class CertificateSeal:
             certificate = _parsed(member.certificate)
             if dns_names(certificate) != [member.name]:
                 raise InvalidSignature
-            key = cast(ec.EllipticCurvePublicKey, certificate.public_key())
-            key.verify(member.signature, self._statement(member), ec.ECDSA(hashes.SHA256()))
-        except (ValueError, TypeError, AttributeError, InvalidSignature):
+            verify(member.signature, certificate, *self._statement(member))
+        except (ValueError, InvalidSignature):
             raise RemoteProtocolError(
                 f"an announcement of {member.name} that {member.name} did not sign"
             ) from None
@@ -61,9 +57,9 @@ class CertificateSeal:
             return False
         return True
 
-    def _statement(self, member: Member) -> bytes:
-        said = [member.name, member.heartbeat, member.state, member.address, member.round]
-        return json.dumps([_CONTEXT, self._network, self._run, *said]).encode()
+    def _statement(self, member: Member) -> tuple[Said, ...]:
+        said = member.name, member.heartbeat, member.state, member.address, member.round
+        return _CONTEXT, self._network, self._run, *said
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ from p2pqg.gossip.allowance import Allowance
 from p2pqg.gossip.membership import Seal, Unsealed
 from p2pqg.gossip.messages import Message
 from p2pqg.security import Identity
-from p2pqg.security.admission import CHALLENGE_BYTES, prove, verify
+from p2pqg.security.admission import CHALLENGE_BYTES, prove, require_proof
 from p2pqg.security.certificates import pem
 from p2pqg.security.seal import CertificateSeal
 from p2pqg.transport.base import GRACE_S, Accept, finish, serve
@@ -408,7 +408,7 @@ class GrpcTransport:
         challenge = dict(context.invocation_metadata()).get(CHALLENGE)
         if not isinstance(challenge, bytes):
             return name, certificate, ()
-        proof = prove(identity.private_key, challenge, certificate)
+        proof = prove(identity.key, challenge, certificate)
         return name, certificate, ((CERTIFICATE, pem(identity.x509)), (PROOF, proof))
 
     def _admit_acceptor(
@@ -421,7 +421,7 @@ class GrpcTransport:
             certificate = x509.load_pem_x509_certificate(theirs)
         except (KeyError, TypeError, ValueError):
             raise RemoteProtocolError("the peer does not prove its certificate") from None
-        verify(proof, certificate, challenge, identity.x509)
+        require_proof(proof, certificate, challenge, identity.x509)
         try:
             name = identity.admission.check(certificate)
         except RemoteProtocolError as error:

@@ -181,6 +181,7 @@ def _check(message: Message, values: dict[str, Any]) -> None:
             _check_name(message.agent)
             if len(message.public_key) != KEY_BYTES:
                 raise ValueError(f"a key of {len(message.public_key)} bytes, expected {KEY_BYTES}")
+            _check_signed(message)
         case Senders():
             if len(message.names) > MAX_MEMBERS or len(message.names) != len(message.incarnations):
                 raise ValueError(
@@ -206,12 +207,16 @@ def _check_member(member: Member) -> None:
     _check_name(member.name)
     if len(member.address) > MAX_NAME or not member.address.isprintable():
         raise ValueError(f"expected an address of printable characters, found {member.address[:80]!r}")
-    if len(member.certificate) > MAX_CERTIFICATE or len(member.signature) > MAX_SIGNATURE:
+    _check_signed(member)
+    if member.state not in STATES:
+        raise ValueError(f"state is {member.state[:80]!r}, expected one of {', '.join(STATES)}")
+
+
+def _check_signed(said: Member | Key) -> None:
+    if len(said.certificate) > MAX_CERTIFICATE or len(said.signature) > MAX_SIGNATURE:
         raise ValueError(
             f"a certificate beyond {MAX_CERTIFICATE} or a signature beyond {MAX_SIGNATURE} bytes"
         )
-    if member.state not in STATES:
-        raise ValueError(f"state is {member.state[:80]!r}, expected one of {', '.join(STATES)}")
 
 
 def _check_name(name: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from p2pqg.errors import ConfigError, RemoteProtocolError, TransportError
 from p2pqg.security import TlsFiles, certificates, fingerprint, issue
-from p2pqg.security.admission import prove, verify
+from p2pqg.security.admission import prove, require_proof
 from p2pqg.security.authority import Authority
 from p2pqg.security.files import write_secret
 from p2pqg.transport.base import Connection
@@ -191,15 +191,15 @@ def test_a_certificate_that_expires_during_a_run_ends_new_connections_until_it_i
 
 def test_a_proof_is_for_one_dialler_one_challenge_and_one_key(files: dict[str, TlsFiles]) -> None:
     a, b = files[A].read(), files[B].read()
-    proof = prove(a.private_key, b"challenge", b.x509)
-    verify(proof, a.x509, b"challenge", b.x509)
+    proof = prove(a.key, b"challenge", b.x509)
+    require_proof(proof, a.x509, b"challenge", b.x509)
     for acceptor, challenge, dialler in (
         (b.x509, b"challenge", b.x509),
         (a.x509, b"another", b.x509),
         (a.x509, b"challenge", a.x509),
     ):
         with pytest.raises(RemoteProtocolError, match="does not hold the key"):
-            verify(proof, acceptor, challenge, dialler)
+            require_proof(proof, acceptor, challenge, dialler)
 
 
 def test_only_the_authoritys_own_and_newest_list_counts(

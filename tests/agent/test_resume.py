@@ -60,8 +60,8 @@ def run(homes: Path, settings: RunSettings, stop_after: int | None = None, seed:
     return agents
 
 
-FEW = ("dsgd", "qg-dsgdm-n", "qg-dadam", "dsgdm-n-gt", "d2-plus", "slowmo")
-"""Each keeps something else: nothing, a buffer, counters, several vectors."""
+FEW = ("qg-dsgdm-n", "qg-dadam", "d2-plus")
+"""Each keeps something else: a buffer, counters, several vectors."""
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_sigterm_ends_a_run_at_a_round_boundary(
 def test_a_killed_neighbour_is_reported_and_survived(
     tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    names = network(tmp_path, 3, rounds=400)
+    names = network(tmp_path, 3, rounds=200)
     processes = {name: started(tmp_path, name) for name in names}
     wait_for_round(tmp_path, names[0], 30)
     processes[names[1]].kill()
@@ -168,7 +168,7 @@ def test_a_killed_neighbour_is_reported_and_survived(
         assert [line["peer"] for line in lines if line["event"] == "disconnected"] == [names[1]]
         card = json.loads((tmp_path / name / "home" / "model.json").read_text())
         assert {span["peer"] for span in card["participation"]["missing"]} == {names[1]}
-        assert card["participation"]["mixed"][names[2] if name == names[0] else names[0]] == 400
+        assert card["participation"]["mixed"][names[2] if name == names[0] else names[0]] == 200
 
 
 def test_agents_with_different_beta_refuse_each_other(

@@ -177,7 +177,7 @@ def test_a_mistake_on_ranks_is_everybodys(tmp_path: Path, start: Start) -> None:
     assert "is not finite" in error
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_dead_or_silent_rank_ends_the_others(number: int, tmp_path: Path, start: Start) -> None:
     survivor, victim = start(
         2, *command("dsgd", "ring", {}, 10**6), "--rank-timeout", 5, "--out", tmp_path / "out"

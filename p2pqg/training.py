@@ -19,7 +19,8 @@ from p2pqg import seeds
 from p2pqg.algorithms import Algorithm, Effect, Gradient, Norm, Program, State, mix
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.edge import Contribution, Position
-from p2pqg.gossip.machine import Exchanged, disagreement, mixed
+from p2pqg.gossip.machine import Exchanged
+from p2pqg.gossip.mixing import disagreement, mixed
 from p2pqg.gossip.sums import Summed
 from p2pqg.privacy import SecureSums
 from p2pqg.schedules import Schedule

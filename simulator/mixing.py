@@ -1,5 +1,15 @@
-"""W @ v for all agents at once, dense or sparse, whichever the graph makes faster; or as agents with secure
-sums compute it."""
+"""W @ v for all agents at once: as agents compute it, bit for bit, or as one matrix product.
+
+    x_i + sum_j w_ij (x_j - x_i)      (`p2pqg.gossip.mixing`)
+
+is taken for all agents together, one neighbour of each after the other. That is n times as many passes over
+memory as an agent has neighbours, so where some agent has many (a star, a complete graph), and on an
+accelerator, a library multiplies with W instead, in an order that depends on its shapes: the same up to
+rounding.
+
+Decided against: weighted sums of rows by `embedding_bag`, which for a ring take half the time (of about a
+hundredth of a round) and add fused products, the own among them, as no agent does.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +17,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from p2pqg.gossip.mixing import pulled
 from p2pqg.privacy.masking import RANGE, encode, mixed
+
+from .columns import blocks
 
 Product = Callable[[Tensor], Tensor]
 
-SPARSE_BELOW = 1 / 4
-"""Share of nonzeros in W up to which the sparse product wins on a CPU. Measured for n = 16, 64, 256 and
-9,000 to 130,000 parameters: a ring of 16 (3/16) mixes in 0.6 of the dense time and a ring of 256 in 0.07,
-at 5/16 the two are equal, and a complete graph takes 2 to 5 times as long."""
+FEW_NEIGHBOURS, SHARE = 8, 1 / 16
+"""Neighbours, as a number and as a share of all agents, up to which W @ v is taken as agents take it."""
 
 
 def product(
@@ -28,23 +38,50 @@ def product(
 ) -> Product:
     """The function v -> W @ v for `W: [n, n]` and `v: [n, d]` of the given dtype and device; with `rows` and
     `columns` (which hold all nonzeros of these rows) that part of W only, and v is then the rows `columns`.
-
-    On a CPU a sparse W is applied as weighted sums of rows (`embedding_bag`), which beats torch's COO and
-    CSR products about twofold and has no beta warning. Its sums run in order of the columns, so that a part
-    gives bit for bit what the whole would.
     """
-    W = W.to(dtype=dtype, device=device)
-    sparse = device.type == "cpu" and int((W != 0).sum()) <= SPARSE_BELOW * W.numel()
-    if rows is not None and columns is not None and len(rows) < len(W):
-        W = W[list(rows)][:, list(columns)]
-    if not sparse:
-        return lambda v: W @ v
-    nonzero = W != 0
-    positions = nonzero.nonzero()[:, 1]
-    weights = W[nonzero]
-    firsts = nonzero.sum(1).cumsum(0).roll(1)
-    firsts[0] = 0
-    return lambda v: embedding_bag(positions, v, firsts, mode="sum", per_sample_weights=weights)
+    degree = int((W != 0).fill_diagonal_(False).sum(1).max())
+    as_agents = device.type == "cpu" and degree <= max(FEW_NEIGHBOURS, SHARE * len(W))
+    rows = range(len(W)) if rows is None else rows
+    columns = range(len(W)) if columns is None else columns
+    if as_agents:
+        return _AsAgents(W, rows, columns, dtype)
+    part = W.to(dtype=dtype, device=device)
+    if len(rows) < len(W):
+        part = part[list(rows)][:, list(columns)]
+    return lambda v: part @ v
+
+
+class _AsAgents:
+    """v -> W @ v as agents compute it; arguments as of `product`.
+
+    An agent with fewer neighbours than others pulls towards itself with weight 0, which changes nothing.
+    """
+
+    def __init__(self, W: Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> None:
+        self._own = torch.tensor([columns.index(i) for i in rows])
+        self._all = len(rows) == len(columns)
+        part = W[list(rows)][:, list(columns)].scatter(1, self._own[:, None], 0.0)
+        edges = part != 0
+        order = edges.int().argsort(dim=1, descending=True, stable=True)[:, : int(edges.sum(1).max())]
+        weights = part.gather(1, order)
+        theirs = torch.where(weights != 0, order, self._own[:, None])
+        self._pulls = list(zip(weights.to(dtype).T[:, :, None], theirs.T.contiguous(), strict=True))
+
+    def __call__(self, v: Tensor) -> Tensor:
+        n, d = v.shape
+        columns = blocks(n, d, v.itemsize)
+        if len(columns) == 1:
+            return self._mixed(v)
+        out = v.new_empty(len(self._own), d)
+        for block in columns:
+            out[:, block] = self._mixed(v[:, block])
+        return out
+
+    def _mixed(self, v: Tensor) -> Tensor:
+        own = v if self._all else v[self._own]
+        return pulled(
+            own, ((weights, v.index_select(0, theirs).sub_(own)) for weights, theirs in self._pulls)
+        )
 
 
 class SecureSums:

@@ -7,7 +7,7 @@ the rows that a mixing matrix reaches (`Reach`), exact means, rows of everyone. 
 copied.
 
 Results hardly depend on the number of processes: rows are handed on as they are and summed in order of the
-agents' numbers, so a sparse W mixes bit for bit as in one process; an exact mean is the sum of the ranks'
+agents' numbers, so few neighbours mix bit for bit as in one process; an exact mean is the sum of the ranks'
 sums in a fixed order. Decided against: collective reductions, whose order is the library's; and means in
 order of agents, for which every agent's row would travel where one row a rank is enough.
 """

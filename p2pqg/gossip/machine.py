@@ -3,7 +3,7 @@
 A pure state machine. The agent tells it what happened (`connected`, `received`, `disconnected`, `begin`,
 `tick`) and what time it is, and then takes `outputs()`: messages to send, connections to drop, the result
 of an exchange, and events with their reason. It computes nothing on vectors: a result lists the committed
-pair updates in order of the peers' names, and `mixed` applies them.
+pair updates in order of the peers' names, and `p2pqg.gossip.mixing` applies them.
 
 How long a round waits for a neighbour that is connected and says nothing is the `lag` policy:
 
@@ -19,21 +19,16 @@ which rounds that differ are mixed: aiming at a common round costs the slow agen
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from p2pqg.errors import IncompatiblePeer, LocalProtocolError, RemoteProtocolError
 from p2pqg.gossip.edge import Contribution, Edge, Missed, Offer, Position, Rules
 from p2pqg.gossip.membership import Membership
 from p2pqg.gossip.messages import ALIVE, LEFT, Hello, Member, Message, Status
 from p2pqg.gossip.sums import Mask, Summed
-from p2pqg.wire.tensors import WIRE_DTYPES, tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -316,39 +311,3 @@ class Sender:
 
     def __call__(self, message: Message) -> None:
         self.outputs.append(Send(self.peer, message))
-
-
-def mixed(x: Tensor, contributions: Iterable[Contribution], wire: str) -> Tensor:
-    """Apply committed pair updates to own vectors `x: [k * d]`.
-
-        x + sum over edges, in order of names, of w_ij (Q_j - Q_i)
-
-    Q are the vectors as they crossed the wire, own ones included, so that rounding cancels in the sum over
-    agents.
-    """
-    total: Tensor | None = None
-    for contribution in contributions:
-        if contribution.weight:  # the sending end of a directed edge has none
-            difference = _difference(contribution, wire, x.dtype).mul_(contribution.weight)
-            total = difference if total is None else total.add_(difference)
-    return x.clone() if total is None else total.add_(x)
-
-
-def disagreement(contributions: Iterable[Contribution], wire: str) -> float:
-    """How far the neighbours' vectors were from the own: max_j ||Q_j - Q_i|| / ||Q_i||, 0 for none."""
-    furthest = 0.0
-    for contribution in contributions:
-        if contribution.weight:
-            dtype = torch.promote_types(WIRE_DTYPES[wire], torch.float32)
-            own = _vector(contribution.own, wire).to(dtype).norm()
-            apart = _difference(contribution, wire, dtype).norm()
-            furthest = max(furthest, float(apart) / max(float(own), math.ulp(1.0)))
-    return furthest
-
-
-def _difference(contribution: Contribution, wire: str, dtype: torch.dtype) -> Tensor:
-    return _vector(contribution.theirs, wire).to(dtype) - _vector(contribution.own, wire).to(dtype)
-
-
-def _vector(payload: memoryview, wire: str) -> Tensor:
-    return tensor(payload, wire, len(payload) // WIRE_DTYPES[wire].itemsize)

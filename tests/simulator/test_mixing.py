@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from p2pqg import topology
+from p2pqg.gossip.mixing import pulled
 from p2pqg_simulator.mixing import SecureSums, product
 
 GRAPHS = [
@@ -22,6 +23,23 @@ def test_product_equals_the_matrix(name: str, n: int, dtype: torch.dtype, tolera
         mixed = product(graph.matrix(), dtype, torch.device("cpu"))(v.to(dtype))
         assert mixed.dtype == dtype
         torch.testing.assert_close(mixed.double(), graph.matrix() @ v, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "n"), [("ring", 33), ("torus", 16), ("star", 9), ("complete", 9), ("one-peer-exponential", 13)]
+)
+def test_few_neighbours_mix_as_agents_do_bit_for_bit(name: str, n: int, dtype: torch.dtype) -> None:
+    """Agent by agent, neighbour by neighbour; narrow, and so wide that it is taken in blocks of columns."""
+    for graph, d in zip(topology.build(name, n).graphs, (3, 1 + (1 << 20)), strict=False):
+        v = torch.randn(n, d // n + 1, generator=torch.Generator().manual_seed(n), dtype=dtype)
+        found = product(graph.matrix(), dtype, torch.device("cpu"))(v)
+        for i in range(n):
+            assert torch.equal(found[i], pulled(v[i], [(w, v[j] - v[i]) for j, w in graph.row(i).items()]))
+        rows = [0, n - 1]
+        columns = sorted({*rows, *graph.incoming[0], *graph.incoming[n - 1]})
+        part = product(graph.matrix(), dtype, torch.device("cpu"), rows, columns)
+        assert torch.equal(part(v[columns]), found[rows])
 
 
 @pytest.mark.parametrize(("name", "n"), [("ring", 5), ("torus", 9), ("social", 32), ("complete", 4)])

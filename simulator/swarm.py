@@ -294,6 +294,12 @@ class Swarm:
                     "mean_accuracy": sum(accuracies) / len(accuracies),
                     "worst_accuracy": min(accuracies),
                 }
+            test_losses = [line["test_loss"] for line in lines if line.get("test_loss") is not None]
+            if test_losses:
+                merged |= {
+                    "mean_loss": sum(test_losses) / len(test_losses),
+                    "worst_loss": max(test_losses),
+                }
             yield merged
 
     def _end(self, number: signal.Signals) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,11 @@ import torch
 
 from p2pqg.config import SimulationSettings
 from p2pqg.errors import TrainingDiverged
+from p2pqg.telemetry import read_metrics
 
 from ..batch import Batch
 from ..engine import Iterate, Simulation
-from ..folder import RunFolder, best
+from ..folder import HIGHER_IS_BETTER, LOWER_IS_BETTER, RunFolder, best
 from ..gradients import Engine
 from ..memory import require
 from ..simulate import assemble, make_tasks
@@ -97,16 +98,33 @@ def train(plan: Plan, cases: Sequence[Case], observe: Observe = quiet) -> Iterat
 
 
 def swarm(plan: Plan, case: Case) -> Result:
-    """The same with real agents, one process each, over gRPC. An unfinished swarm goes on."""
+    """The same with real agents, one process each, over gRPC. An unfinished swarm goes on.
+
+    What a point of both curves has is equal in every digit where the simulator mixes as agents do (see
+    `product`), its engine is "loop" and nobody was `missing`. Before the end no one sees all models, so that
+    there is nothing of their average. `bytes_sent` are all bytes here, and those of models there.
+    """
     run = _prepared(plan, case)
     out = _folder(plan, [case])
     agents = Swarm(run.chosen, out, resume=(out / SETTINGS).exists())
     summary = run_swarm(agents, run.simulation.tasks, lambda members: None)
     assert summary is not None
-    keys = ("rounds", "parameters", "best", "last", "bytes_sent")
-    result = {key: summary[key] for key in keys} | {"curve": agents.curve()}
+    curve = list(_measured(read_metrics(agents.folder.metrics)))
+    missing = {name: own["missing"] for name, own in summary["participation"].items() if own["missing"]}
     shutil.rmtree(out, ignore_errors=True)
-    return {"diverged": None, "engine": SWARM, "together": 1, **result, "settings": _portable(run.chosen)}
+    return {
+        "diverged": None,
+        "rounds": summary["rounds"],
+        "parameters": summary["parameters"],
+        "engine": SWARM,
+        "together": 1,
+        "best": best({key: point[key] for key in curve[0]} for point in curve),
+        "last": dict(curve[-1]),
+        "curve": curve,
+        "missing": missing,
+        "bytes_sent": summary["bytes_sent"],
+        "settings": _portable(run.chosen),
+    }
 
 
 class _Checkpoint:
@@ -163,13 +181,20 @@ def _prepared(plan: Plan, case: Case) -> Run:
 def _point(part: Iterate, losses: Sequence[float]) -> dict[str, Any]:
     """One point of a curve: scores, the mean training loss since the point before, the norm of the models."""
     assert part.scores is not None
-    numbers = {
-        "lr": part.lr,
-        "train_loss": math.fsum(losses) / len(losses),
-        "norm": float(part.x.norm(dim=1).mean()),
-        **part.scores.numbers(),
-    }
-    return {"round": part.round} | {key: _rounded(value) for key, value in numbers.items()}
+    norm = float(part.x.norm(dim=1).mean())
+    return _rounded({"round": part.round, "lr": part.lr, "norm": norm, **part.scores.numbers()}, losses)
+
+
+def _measured(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Points of a curve from what a swarm measured in each round."""
+    losses: list[float] = []
+    for line in lines:
+        if line.get("train_loss") is not None:
+            losses.append(line["train_loss"])
+        if "mean_accuracy" in line:
+            keys = ("round", "lr", *HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+            yield _rounded({key: line[key] for key in keys if key in line}, losses)
+            losses = []
 
 
 def _result(run: Run, batch: Batch, r: int, iterate: Iterate, diverged: dict[str, Any] | None) -> Result:
@@ -198,5 +223,10 @@ def _portable(chosen: SimulationSettings) -> dict[str, Any]:
     return table
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{DIGITS}g}")
+def _rounded(numbers: Mapping[str, Any], losses: Sequence[float]) -> dict[str, Any]:
+    """A point of a curve as it stands in a record."""
+    point = {**numbers, "train_loss": math.fsum(losses) / len(losses) if losses else None}
+    return {
+        key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+        for key, value in point.items()
+    }

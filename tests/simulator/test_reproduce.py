@@ -15,11 +15,11 @@ from p2pqg.errors import ConfigError, StorageError
 from p2pqg_simulator import experiments
 from p2pqg_simulator.experiments import recipes
 from p2pqg_simulator.experiments.base import Plan, quiet
-from p2pqg_simulator.experiments.program import train
+from p2pqg_simulator.experiments.program import SWARM, swarm, train
 from p2pqg_simulator.experiments.published import published, table
-from p2pqg_simulator.experiments.records import Case, Record, Records
+from p2pqg_simulator.experiments.records import SHIPPED, Case, Record, Records, Result
 from p2pqg_simulator.experiments.search import interior, next_runs
-from p2pqg_simulator.experiments.training import Training
+from p2pqg_simulator.experiments.training import Training, without
 from p2pqg_simulator.report import render
 from p2pqg_simulator.reproduce import report, reproduce, run
 
@@ -197,6 +197,36 @@ def test_finished_cells_are_not_run_again(plan: Plan, tmp_path: Path) -> None:
     assert list(run(experiment, plan, Records(tmp_path, "training"), quiet)) == []
     other = experiments.load("figure17")  # the same cells, stood in for by the same model
     assert list(run(other, plan, Records(tmp_path, "training"), quiet)) == []
+
+
+# ---- real agents
+
+
+def assert_same_curve(real: Result, matrix: Result) -> None:
+    """What a point of both curves has is equal in every digit, and at the end that is everything but the
+    models' norm."""
+    for there, here in zip(real["curve"], matrix["curve"], strict=True):
+        assert there == {key: here[key] for key in there}
+    assert {*matrix["last"]} - {*real["last"]} == {"norm"}
+    assert real["best"] == {key: matrix["best"][key] for key in real["best"]}
+    assert not real["missing"]
+
+
+@pytest.mark.slow
+def test_real_agents_train_a_cell_as_the_simulator_does(plan: Plan) -> None:
+    case = {**CELL, "n": 4, "topology": "ring", "model": "cnn", "lr": 0.1, "seed": 0}
+    [(_, matrix)] = train(replace(plan, engine="loop"), [case])
+    assert_same_curve(swarm(plan, case), matrix)
+
+
+def test_the_shipped_swarms_are_the_shipped_simulations() -> None:
+    shipped = Records(SHIPPED, "training")
+    swarms = [record for record in shipped if record.case.get("engine") == SWARM]
+    assert swarms
+    for record in swarms:
+        twin = shipped.find(without(record.case, ("engine",)), record.scale)
+        assert twin is not None
+        assert_same_curve(record.result, twin.result)
 
 
 # ---- commands

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, State, drive
+from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, drive
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
@@ -49,7 +49,7 @@ class Iterate:
 
     round: int
     x: Tensor
-    state: State
+    state: dict[str, Tensor]
     buffers: tuple[Buffers, ...]
     sent: Tensor
     losses: Tensor | None = None
@@ -74,6 +74,9 @@ class Simulation:
     With `secure_sums` exchanges are fixed-point sums, bit for bit those of agents with them. Parameters,
     samples and modules live on `device`, to which tasks are moved.
 
+    Iterates are immutable. With `overwrite` a round may write over the algorithm's state in the iterate it
+    begins with, which saves its memory; that iterate is `spent` then, also if the round fails.
+
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
 
@@ -91,6 +94,7 @@ class Simulation:
         world: World | None = None,
         rounds: int | None = None,
         secure_sums: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.world = World(topology.n) if world is None else world
         held, group = self.world.agents, self.world.group
@@ -122,7 +126,7 @@ class Simulation:
             else product(graph.matrix(), self.spec.dtype, self.device, held, reach.agents)
             for graph, reach in zip(topology.graphs, self._reaches, strict=True)
         ]
-        self.secure_sums = secure_sums
+        self.secure_sums, self.overwrite = secure_sums, overwrite
         self._out_bytes = [
             torch.tensor([len(out) for out in graph.outgoing])
             * self.spec.d
@@ -135,17 +139,20 @@ class Simulation:
         self.blocks = [slice(self.spec.d)]
         if group.size == 1 and algorithm.local_steps == 1:
             self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize, self.device.type)
+        self._kept = algorithm.init(torch.zeros(1, 1)).keys()
         self._judges = judges(tasks, self.world)
 
     def start(self, seed: int) -> Iterate:
         """Every agent at the same initial parameters."""
         x = self.tasks[0].init(seed).to(self.device).expand(len(self.tasks), -1).contiguous()
         buffers = tuple(task.buffers() for task in self.tasks)
-        return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
+        return Iterate(0, x, dict(self.algorithm.init(x)), buffers, torch.zeros(self.n, dtype=torch.int64))
 
     def advance(self, iterate: Iterate) -> Iterate:
-        """One round of training, which leaves `iterate` as it is. Raises `TrainingDiverged` naming agent and
-        round."""
+        """One round of training, which leaves `iterate` as it is, or with `overwrite` may spend it. Raises
+        `TrainingDiverged` naming agent and round, and `ValueError` if `iterate` is spent already."""
+        if self.spent(iterate):
+            raise ValueError(f"the state after round {iterate.round} was overwritten by the next round's")
         round = iterate.round
         lrs = self._lrs(round)
         buffers, losses = list(iterate.buffers), []
@@ -180,9 +187,13 @@ class Simulation:
 
         start = iterate.x, iterate.state
         if len(self.blocks) == 1:
-            x, state = drive(self.algorithm.round(*start, lrs), answer)
+            x, after = drive(self.algorithm.round(*start, lrs), answer)
+            state = dict(after)
         else:
-            x, state = round_in_blocks(self.algorithm, *start, lrs, self.blocks, gradient, exchange)
+            x, state = round_in_blocks(
+                self.algorithm, *start, lrs, self.blocks, gradient, exchange,
+                overwrite=self.overwrite, once=self.secure_sums,
+            )  # fmt: skip
             self._require_finite(*exchanges.first_infinite, round + 1)
         if not exchanges.vectors:  # what was mixed has been looked at
             self._require_finite("model", self._infinite(x), round + 1)
@@ -197,6 +208,10 @@ class Simulation:
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 
+    def spent(self, iterate: Iterate) -> bool:
+        """Whether a round has written over the algorithm's state in `iterate`, which is gone then."""
+        return iterate.state.keys() != self._kept
+
     def exchange(self, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
         """The answer to `Mix`: W @ v for each `v: [n, d]`, or a block of its columns: all that leaves the
         agents in this round."""
@@ -205,8 +220,9 @@ class Simulation:
 
     def train(self, start: Iterate, rounds: int, *, eval_every: int = 0) -> Iterator[Iterate]:
         """The iterates after each round until `rounds` are completed, with scores every `eval_every` rounds
-        (0: never) and at the end."""
+        (0: never) and at the end. With `overwrite` each is whole until the next is asked for."""
         iterate = start
+        del start  # whose memory nobody may need any more
         while iterate.round < rounds:
             iterate = self.advance(iterate)
             due = eval_every and iterate.round % eval_every == 0
@@ -217,6 +233,7 @@ class Simulation:
         scores. None at all where nobody talks or models are always equal."""
         agreement = Agreement.of(self.topology, tolerance, 0 if self.algorithm.centralised else max_rounds)
         iterate = start
+        del start
         while not agreement.done:
             round = iterate.round
             reached = self._reached(iterate.x, round)
@@ -256,7 +273,13 @@ class Simulation:
 
     def footprint(self) -> Footprint:
         """What training takes of memory."""
-        return footprint(self.tasks, self.algorithm, self.gradients.chunk, in_blocks=len(self.blocks) > 1)
+        return footprint(
+            self.tasks,
+            self.algorithm,
+            self.gradients.chunk,
+            in_blocks=len(self.blocks) > 1,
+            overwrite=self.overwrite,
+        )
 
     def saturated(self) -> dict[str, int]:
         """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All

@@ -28,7 +28,7 @@ from p2pqg.topology import Topology
 from .columns import blocks, round_in_blocks
 from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
-from .memory import Footprint, footprint
+from .memory import Footprint, footprint, vectors_of
 from .mixing import Product, SecureSums, product
 from .placement import device_named, place
 from .world import Reach, World
@@ -137,8 +137,10 @@ class Simulation:
         scale = samples * self.n / self.world.gather(samples).sum()
         self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
         self.blocks = [slice(self.spec.d)]
-        if group.size == 1 and algorithm.local_steps == 1:
-            self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize, self.device.type)
+        if algorithm.local_steps == 1:
+            most = max(map(len, self.world.shares))  # so that all ranks have the same blocks
+            self.blocks = blocks(most, self.spec.d, self.spec.dtype.itemsize, self.device.type)
+        self._exchange_once = group.size > 1 or secure_sums  # which send, and count
         self._kept = algorithm.init(torch.zeros(1, 1)).keys()
         self._judges = judges(tasks, self.world)
 
@@ -161,10 +163,9 @@ class Simulation:
         def gradient(effect: Gradient) -> Tensor:
             at = round * self.algorithm.local_steps + effect.step
             if effect.full:
-                own = zip(self.tasks, effect.x, buffers, strict=True)
-                g = torch.stack(
-                    [with_full_gradient(task).full_gradient(x, kept, at) for task, x, kept in own]
-                )
+                g = torch.empty_like(effect.x)
+                for i, task in enumerate(self.tasks):
+                    g[i] = with_full_gradient(task).full_gradient(effect.x[i], buffers[i], at)
             else:
                 g, loss = self.gradients(effect.x, buffers, at)
                 if loss is not None:
@@ -181,8 +182,9 @@ class Simulation:
         def answer(effect: Effect) -> Answer:
             if isinstance(effect, Gradient):
                 return (gradient(effect),)
-            answered = exchange(effect, len(exchanges.vectors))
-            self._require_finite(*exchanges.first_infinite, round + 1)
+            index = len(exchanges.vectors)
+            answered = exchange(effect, index)
+            self._require_finite(*exchanges.infinite(index), round + 1)
             return answered
 
         start = iterate.x, iterate.state
@@ -192,9 +194,10 @@ class Simulation:
         else:
             x, state = round_in_blocks(
                 self.algorithm, *start, lrs, self.blocks, gradient, exchange,
-                overwrite=self.overwrite, once=self.secure_sums,
+                overwrite=self.overwrite, once=self._exchange_once,
             )  # fmt: skip
-            self._require_finite(*exchanges.first_infinite, round + 1)
+            for index in exchanges.vectors:
+                self._require_finite(*exchanges.infinite(index), round + 1)
         if not exchanges.vectors:  # what was mixed has been looked at
             self._require_finite("model", self._infinite(x), round + 1)
         sent = 0 if self.algorithm.centralised else sum(exchanges.vectors.values())
@@ -273,13 +276,13 @@ class Simulation:
 
     def footprint(self) -> Footprint:
         """What training takes of memory."""
-        return footprint(
-            self.tasks,
+        vectors = vectors_of(
             self.algorithm,
-            self.gradients.chunk,
             in_blocks=len(self.blocks) > 1,
             overwrite=self.overwrite,
+            once=self._exchange_once,
         )
+        return footprint(self.tasks, self.gradients.chunk, vectors)
 
     def saturated(self) -> dict[str, int]:
         """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All
@@ -340,41 +343,44 @@ class Simulation:
         return float(self.world.gather(torch.stack(worst)).max())
 
     def _infinite(self, v: Tensor) -> Tensor | None:
-        """Which of all agents `[n]` have an entry in `v: [n, ...]` that is not finite; None if none has."""
+        """Which of the agents held here `[n_r]` have an entry in `v: [n_r, ...]` that is not finite; None if
+        none has."""
         # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
-        if not self.world.group.largest(not v.sum().isfinite()):
+        if v.sum().isfinite():
             return None
-        return self.world.gather(~v.isfinite().all(dim=1))
+        bad = ~v.isfinite().all(dim=1)
+        return bad if bad.any() else None
 
     def _require_finite(self, what: str, infinite: Tensor | None, round: int) -> None:
-        bad = [] if infinite is None else infinite.nonzero().flatten().tolist()
-        if bad:
-            agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
+        if not self.world.group.largest(infinite is not None):
+            return
+        own = torch.zeros(len(self.tasks), dtype=torch.bool, device=self.device)
+        bad = self.world.gather(own if infinite is None else infinite).nonzero().flatten().tolist()
+        agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
 
 
 class _Exchanges:
-    """What is exchanged in one round, all at once or block by block."""
+    """What is exchanged in one round, all at once or block by block; exchanges are numbered from 0."""
 
     def __init__(self) -> None:
         self.vectors: dict[int, int] = {}
         """How many in each exchange."""
-        self._infinite: dict[int, tuple[str, Tensor]] = {}
+        self._what: dict[int, str] = {}
+        self._infinite: dict[int, Tensor] = {}
 
     def note(self, effect: Mix | Mean, index: int, infinite: Iterable[Tensor | None]) -> None:
-        """An exchange of the round, by its number from 0, or a block of it; and for each of its vectors, of
-        which agents `[n]` it is not finite."""
+        """An exchange of the round or a block of it; and for each of its vectors, of which of the agents held
+        here `[n_r]` it is not finite."""
         self.vectors[index] = len(effect.vectors)
-        what = "model" if isinstance(effect, Mix) else "gradient"
+        self._what[index] = "model" if isinstance(effect, Mix) else "gradient"
         for bad in infinite:
             if bad is not None:
-                _, before = self._infinite.get(index, (what, bad))
-                self._infinite[index] = what, before | bad
+                self._infinite[index] = self._infinite.get(index, bad) | bad
 
-    @property
-    def first_infinite(self) -> tuple[str, Tensor | None]:
-        """What was not finite in the first exchange with such a thing, and whose."""
-        return self._infinite[min(self._infinite)] if self._infinite else ("model", None)
+    def infinite(self, index: int) -> tuple[str, Tensor | None]:
+        """What was exchanged, and of which of the agents held here it was not finite."""
+        return self._what[index], self._infinite.get(index)
 
 
 def _stacked(buffers: Sequence[Buffers]) -> dict[str, Tensor]:

@@ -90,12 +90,14 @@ def cost_of(task: Task) -> Cost:
     return Cost(flops.get_total_flops(), live.peak)
 
 
-def vectors_of(algorithm: Algorithm, *, in_blocks: bool, overwrite: bool = False) -> float:
+def vectors_of(
+    algorithm: Algorithm, *, in_blocks: bool, overwrite: bool = False, once: bool = False
+) -> float:
     """Vectors `[n, d]` that one round of an algorithm needs at once.
 
     In blocks (see `round_in_blocks`): model and state before and after it, the gradient among the latter;
-    with `overwrite`, model, state and gradient. All at once: also messages, as sent and as mixed, and what
-    the arithmetic leaves in between.
+    with `overwrite`, model, state and gradient; with `once`, also the message of a method that asks for a
+    norm. All at once: also messages, as sent and as mixed, and what the arithmetic leaves in between.
     """
 
     def answer(effect: Effect) -> Answer:
@@ -113,7 +115,8 @@ def vectors_of(algorithm: Algorithm, *, in_blocks: bool, overwrite: bool = False
         if in_blocks:
             round_in_blocks(
                 algorithm, x, state, lrs, blocks_of(SHORT // 64, SHORT),
-                lambda effect: answer(effect)[0], lambda effect, _: answer(effect), overwrite=overwrite,
+                lambda effect: answer(effect)[0], lambda effect, _: answer(effect),
+                overwrite=overwrite, once=once,
             )  # fmt: skip
         else:
             drive(algorithm.round(x, state, lrs), answer)
@@ -143,16 +146,9 @@ class Footprint:
         return self.training + self.data
 
 
-def footprint(
-    tasks: Sequence[Task],
-    algorithm: Algorithm,
-    chunk: int,
-    *,
-    in_blocks: bool = False,
-    overwrite: bool = False,
-) -> Footprint:
-    """That of training `tasks`, gradients of at most `chunk` agents at once and what follows in blocks of
-    columns, these overwriting the state or not, or else at once.
+def footprint(tasks: Sequence[Task], chunk: int, vectors: float) -> Footprint:
+    """That of training `tasks` by rounds that need so many `vectors` (see `vectors_of`), with the gradients
+    of at most `chunk` agents computed at once.
 
     Modules share their parameters' memory (see `place`). Buffers count once for each module, and twice more
     because an iterate is kept while the next is made.
@@ -167,8 +163,7 @@ def footprint(
             data += sum(part.nbytes for part in task.train)
             held_out |= {part.data_ptr(): part.nbytes for part in task.test}
     return Footprint(
-        vectors=round(vectors_of(algorithm, in_blocks=in_blocks, overwrite=overwrite) * len(tasks) * one)
-        + 2 * len(tasks) * buffers,
+        vectors=round(vectors * len(tasks) * one) + 2 * len(tasks) * buffers,
         models=one + len(tasks) * buffers,
         activations=min(chunk, len(tasks)) * cost.activations,
         data=data + sum(held_out.values()),

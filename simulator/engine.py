@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from p2pqg import allocator
 from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, drive
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
@@ -110,6 +111,7 @@ class Simulation:
                     with_full_gradient(task)
             device = device_named(device)
             place(tasks, device)
+            allocator.trim()  # as many models as agents were there, and will not be again
             calls = None if rounds is None else rounds * algorithm.local_steps * len(held)
             self.gradients = gradients(tasks, engine, calls)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule

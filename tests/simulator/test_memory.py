@@ -187,6 +187,5 @@ def test_the_statement_holds_for_a_real_process(name: str, engine: str, options:
         [sys.executable, "-c", command], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
     )
     stated, limit, measured = map(int, done.stdout.split())
-    print(name, engine, options, measured / stated, measured / limit)
     assert stated / 2 < measured < memory.KEPT * stated
     assert measured < 1.05 * limit

@@ -143,17 +143,20 @@ def rounds() -> None:
 
     for name in ("dsgd", "qg-dsgdm-n", "dadam", "qg-dadam"):
         algorithm = algorithms.build(name)
-        start = x, algorithm.init(x)
+        start = x, dict(algorithm.init(x))
 
         def in_blocks(algorithm: Algorithm = algorithm, start: Start = start) -> None:
             columns = blocks(n, d, x.itemsize)
-            round_in_blocks(algorithm, *start, [0.1], columns, lambda _: noise.clone(), exchange)
+            start = start[0], dict(start[1])  # which is emptied
+            round_in_blocks(
+                algorithm, *start, [0.1], columns, lambda _: noise.clone(), exchange, overwrite=True
+            )
 
         def whole(algorithm: Algorithm = algorithm, start: Start = start) -> None:
             drive(algorithm.round(*start, [0.1]), exchange)
 
         own, theirs, ratio = paired(in_blocks, whole, 3, time.process_time)
-        vectors = [vectors_of(algorithm, in_blocks=each) for each in (True, False)]
+        vectors = [vectors_of(algorithm, in_blocks=each, overwrite=each) for each in (True, False)]
         print(f"      {name} in blocks: {1 / ratio:.2f} of whole ({own:.2f}, {theirs:.2f} CPU-s); "
               "vectors at the peak {:.1f}, whole {:.1f}".format(*vectors))  # fmt: skip
 
@@ -162,7 +165,8 @@ def memory() -> None:
     """What simulations are stated to take; a test holds the statement against a real process."""
     batched = CHUNK_BYTES["cpu"] // cost_of(cifar_like(1)[0]).activations
     for n, engine, chunk in ((RING, "loop", 1), (100, "loop", 1), (100, "vmap", batched)):
-        stated = footprint(cifar_like(n), algorithms.build("qg-dsgdm-n"), chunk, in_blocks=True)
+        vectors = vectors_of(algorithms.build("qg-dsgdm-n"), in_blocks=True, overwrite=True)
+        stated = footprint(cifar_like(n), chunk, vectors)
         parts = ", ".join(
             f"{name} {getattr(stated, name) / 2**30:.2f}" for name in ("vectors", "models", "activations")
         )

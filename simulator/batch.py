@@ -25,7 +25,7 @@ class Batch(Simulation):
     """The union of `runs`, each its own `Simulation` with its own seed.
 
     Runs share model, algorithm, number of agents and the period of their graphs; tasks, graphs and schedules
-    are their own. Raises `ConfigError` if they share less.
+    are their own. `overwrite` as of `Simulation`. Raises `ConfigError` if they share less.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Batch(Simulation):
         seeds: Sequence[int],
         engine: Engine = "auto",
         rounds: int | None = None,
+        overwrite: bool = False,
     ) -> None:
         first = runs[0]
         for run in runs:
@@ -52,6 +53,7 @@ class Batch(Simulation):
             engine=engine,
             device=first.device,
             rounds=rounds,
+            overwrite=overwrite,
         )
         scales = [run.scale for run in runs if run.scale is not None]
         self.scale = torch.cat(scales) if scales else None
@@ -93,6 +95,8 @@ class Batch(Simulation):
 
 def _stacked(parts: Sequence[Iterate]) -> Iterate:
     """Iterates of one round, their agents side by side."""
+    if len(parts) == 1:
+        return parts[0]
     losses = [part.losses for part in parts if part.losses is not None]
     return Iterate(
         round=parts[0].round,

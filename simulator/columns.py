@@ -3,15 +3,21 @@
 What an algorithm does between gradients is element-wise, and W multiplies from the left: a block of columns
 of `[n, d]` needs nothing of the others, except for a norm. So a program of one round runs for one block
 after the other, and of the dozen vectors that its arithmetic makes only a block is there at once, small
-enough to stay in a core's cache. The new parameters take the memory of the gradient. What is left are the
-state before the round, the state after it, and no message: 2 x state, which is state + message + gradient
-where a method keeps one vector beside the model.
+enough to stay in a core's cache. The new parameters take the memory of the gradient, and no message is ever
+whole.
 
-Writing over the old state would spare one vector more of methods that keep several. It stays, so that
-a round that diverges or is interrupted leaves behind the iterate it began with.
+An iterate is immutable, so by default the state after a round is there beside the one before it. A caller
+that lets go of each iterate when the next is made may have it overwritten: then model, state and gradient are
+all there is, and one vector more where a method asks for a norm. The old state is emptied when the writing
+begins, so that nobody takes what is half written for a state. The old model stays as it was, which costs
+nothing, because there must be room for a gradient.
 
 Sums over agents run in the same order as without blocks, so results are the same bit for bit; but for a dense
 W, whose product a library computes in an order that depends on its width.
+
+Several local steps in a round stay whole. Their gradients are taken at parameters that the program makes on
+its way: programs that wait there until all blocks have come so far hold together what is to be saved, and
+programs that begin anew need all earlier gradients.
 """
 
 from __future__ import annotations
@@ -54,25 +60,33 @@ def blocks_of(width: int, d: int) -> list[slice]:
 def round_in_blocks(
     algorithm: Algorithm,
     x: Tensor,
-    state: State,
+    state: dict[str, Tensor],
     lrs: Sequence[Rate],
     columns: Sequence[slice],
     gradient: Callable[[Gradient], Tensor],
     exchange: Callable[[Mix | Mean, int], Answer],
-) -> tuple[Tensor, State]:
-    """One round of one local step from `x: [n, d]`; neither `x` nor `state` is written to.
+    *,
+    overwrite: bool = False,
+    once: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One round of one local step from `x: [n, d]`, which is not written to. Nor is `state`, but with
+    `overwrite`: its memory then is that of the state after the round, and `state` is empty from when that
+    begins.
 
     `gradient` answers for whole vectors, with memory that is given away, and `exchange` for a block in the
-    given one of the round's exchanges, counted from 0.
+    given one of the round's exchanges, counted from 0. What leads to a norm is computed twice, exchanges
+    included; with `once` their answers are kept for the second time, a message more.
     """
     whole: list[Tensor] = []  # gradients `[n, d]` and norms `[n, 1]`, in the order they are asked for
     asked: Tensor | None = None  # a vector whose norm is not known yet
-    after: dict[str, Tensor] = {}
+    before, after = dict(state), dict[str, Tensor]()
+    kept: dict[int, list[Answer]] = {block.start: [] for block in columns}
 
     def run(block: slice) -> Tensor | tuple[Tensor, State]:
         """The vector whose norm the round needs next, or else its result; both of a block."""
-        own = {name: v[:, block] if _is_vector(v, x) else v for name, v in state.items()}
+        own = {name: v[:, block] if _is_vector(v, x) else v for name, v in before.items()}
         program, known, index = algorithm.round(x[:, block], own, lrs), iter(list(whole)), 0
+        answers = kept[block.start]
         try:
             effect = next(program)
             while True:
@@ -87,24 +101,38 @@ def round_in_blocks(
                             return vector
                         effect = program.send((length,))
                     case Mix() | Mean():
-                        effect = program.send(exchange(effect, index))
+                        answer = answers[index] if index < len(answers) else exchange(effect, index)
+                        if once and index == len(answers):
+                            answers.append(answer)
+                        effect = program.send(answer)
                         index += 1
         except StopIteration as stop:
+            answers.clear()
             result: tuple[Tensor, State] = stop.value
             return result
+
+    def write(block: slice, own_x: Tensor, own_state: State) -> None:
+        """Put the result of a block where it belongs."""
+        if overwrite:
+            # What an algorithm hands on as it got it, perhaps by another name, would be lost.
+            old = {_memory(v) for v in before.values()}
+            own_x = own_x.clone() if _memory(own_x) in old else own_x
+            own_state = {name: v.clone() if _memory(v) in old else v for name, v in own_state.items()}
+            state.clear()
+        for name, v in own_state.items():
+            if not _is_vector(before[name], x):
+                after[name] = v
+                continue
+            if name not in after:
+                after[name] = before[name] if overwrite else torch.empty_like(x)
+            after[name][:, block] = v
+        whole[0][:, block] = own_x  # last: the gradient may be part of the state
 
     while True:
         for block in columns:
             match run(block):
                 case (own_x, own_state):
-                    for name, v in own_state.items():
-                        if not _is_vector(state[name], x):
-                            after[name] = v
-                            continue
-                        if name not in after:
-                            after[name] = torch.empty_like(x)
-                        after[name][:, block] = v
-                    whole[0][:, block] = own_x  # last: the gradient may be part of the state
+                    write(block, own_x, own_state)
                 case Tensor() as vector:
                     asked = torch.empty_like(x) if asked is None else asked
                     asked[:, block] = vector
@@ -117,3 +145,7 @@ def round_in_blocks(
 def _is_vector(v: Tensor, x: Tensor) -> bool:
     """Whether it has an entry for every parameter; else it is a counter."""
     return v.shape == x.shape
+
+
+def _memory(v: Tensor) -> int:
+    return v.untyped_storage().data_ptr()

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, State, drive
+from p2pqg import allocator
+from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mean, Mix, Rate, drive
 from p2pqg.config import agent_names
 from p2pqg.errors import ConfigError, TrainingDiverged
 from p2pqg.gossip.agreement import Agreement
@@ -28,7 +29,7 @@ from p2pqg.topology import Topology
 from .columns import blocks, round_in_blocks
 from .evaluation import Scores, evaluate, judges
 from .gradients import Engine, gradients
-from .memory import Footprint, footprint
+from .memory import Footprint, footprint, vectors_of
 from .mixing import Product, SecureSums, product
 from .placement import device_named, place
 from .world import Reach, World
@@ -49,7 +50,7 @@ class Iterate:
 
     round: int
     x: Tensor
-    state: State
+    state: dict[str, Tensor]
     buffers: tuple[Buffers, ...]
     sent: Tensor
     losses: Tensor | None = None
@@ -74,6 +75,9 @@ class Simulation:
     With `secure_sums` exchanges are fixed-point sums, bit for bit those of agents with them. Parameters,
     samples and modules live on `device`, to which tasks are moved.
 
+    Iterates are immutable. With `overwrite` a round may write over the algorithm's state in the iterate it
+    begins with, which saves its memory; that iterate is `spent` then, also if the round fails.
+
     Raises `ConfigError` if numbers of tasks and agents differ or the tasks train different models.
     """
 
@@ -91,6 +95,7 @@ class Simulation:
         world: World | None = None,
         rounds: int | None = None,
         secure_sums: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.world = World(topology.n) if world is None else world
         held, group = self.world.agents, self.world.group
@@ -106,6 +111,7 @@ class Simulation:
                     with_full_gradient(task)
             device = device_named(device)
             place(tasks, device)
+            allocator.trim()  # as many models as agents were there, and will not be again
             calls = None if rounds is None else rounds * algorithm.local_steps * len(held)
             self.gradients = gradients(tasks, engine, calls)
         self.tasks, self.topology, self.algorithm, self.schedule = tasks, topology, algorithm, schedule
@@ -122,7 +128,7 @@ class Simulation:
             else product(graph.matrix(), self.spec.dtype, self.device, held, reach.agents)
             for graph, reach in zip(topology.graphs, self._reaches, strict=True)
         ]
-        self.secure_sums = secure_sums
+        self.secure_sums, self.overwrite = secure_sums, overwrite
         self._out_bytes = [
             torch.tensor([len(out) for out in graph.outgoing])
             * self.spec.d
@@ -133,19 +139,24 @@ class Simulation:
         scale = samples * self.n / self.world.gather(samples).sum()
         self.scale = scale.to(self.device, self.spec.dtype)[:, None] if weighting == "samples" else None
         self.blocks = [slice(self.spec.d)]
-        if group.size == 1 and algorithm.local_steps == 1:
-            self.blocks = blocks(self.n, self.spec.d, self.spec.dtype.itemsize, self.device.type)
+        if algorithm.local_steps == 1:
+            most = max(map(len, self.world.shares))  # so that all ranks have the same blocks
+            self.blocks = blocks(most, self.spec.d, self.spec.dtype.itemsize, self.device.type)
+        self._exchange_once = group.size > 1 or secure_sums  # which send, and count
+        self._kept = algorithm.init(torch.zeros(1, 1)).keys()
         self._judges = judges(tasks, self.world)
 
     def start(self, seed: int) -> Iterate:
         """Every agent at the same initial parameters."""
         x = self.tasks[0].init(seed).to(self.device).expand(len(self.tasks), -1).contiguous()
         buffers = tuple(task.buffers() for task in self.tasks)
-        return Iterate(0, x, self.algorithm.init(x), buffers, torch.zeros(self.n, dtype=torch.int64))
+        return Iterate(0, x, dict(self.algorithm.init(x)), buffers, torch.zeros(self.n, dtype=torch.int64))
 
     def advance(self, iterate: Iterate) -> Iterate:
-        """One round of training, which leaves `iterate` as it is. Raises `TrainingDiverged` naming agent and
-        round."""
+        """One round of training, which leaves `iterate` as it is, or with `overwrite` may spend it. Raises
+        `TrainingDiverged` naming agent and round, and `ValueError` if `iterate` is spent already."""
+        if self.spent(iterate):
+            raise ValueError(f"the state after round {iterate.round} was overwritten by the next round's")
         round = iterate.round
         lrs = self._lrs(round)
         buffers, losses = list(iterate.buffers), []
@@ -154,10 +165,9 @@ class Simulation:
         def gradient(effect: Gradient) -> Tensor:
             at = round * self.algorithm.local_steps + effect.step
             if effect.full:
-                own = zip(self.tasks, effect.x, buffers, strict=True)
-                g = torch.stack(
-                    [with_full_gradient(task).full_gradient(x, kept, at) for task, x, kept in own]
-                )
+                g = torch.empty_like(effect.x)
+                for i, task in enumerate(self.tasks):
+                    g[i] = with_full_gradient(task).full_gradient(effect.x[i], buffers[i], at)
             else:
                 g, loss = self.gradients(effect.x, buffers, at)
                 if loss is not None:
@@ -174,16 +184,22 @@ class Simulation:
         def answer(effect: Effect) -> Answer:
             if isinstance(effect, Gradient):
                 return (gradient(effect),)
-            answered = exchange(effect, len(exchanges.vectors))
-            self._require_finite(*exchanges.first_infinite, round + 1)
+            index = len(exchanges.vectors)
+            answered = exchange(effect, index)
+            self._require_finite(*exchanges.infinite(index), round + 1)
             return answered
 
         start = iterate.x, iterate.state
         if len(self.blocks) == 1:
-            x, state = drive(self.algorithm.round(*start, lrs), answer)
+            x, after = drive(self.algorithm.round(*start, lrs), answer)
+            state = dict(after)
         else:
-            x, state = round_in_blocks(self.algorithm, *start, lrs, self.blocks, gradient, exchange)
-            self._require_finite(*exchanges.first_infinite, round + 1)
+            x, state = round_in_blocks(
+                self.algorithm, *start, lrs, self.blocks, gradient, exchange,
+                overwrite=self.overwrite, once=self._exchange_once,
+            )  # fmt: skip
+            for index in exchanges.vectors:
+                self._require_finite(*exchanges.infinite(index), round + 1)
         if not exchanges.vectors:  # what was mixed has been looked at
             self._require_finite("model", self._infinite(x), round + 1)
         sent = 0 if self.algorithm.centralised else sum(exchanges.vectors.values())
@@ -197,6 +213,10 @@ class Simulation:
             lr=self.schedule.steps(round, self.algorithm.local_steps)[-1],
         )
 
+    def spent(self, iterate: Iterate) -> bool:
+        """Whether a round has written over the algorithm's state in `iterate`, which is gone then."""
+        return iterate.state.keys() != self._kept
+
     def exchange(self, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
         """The answer to `Mix`: W @ v for each `v: [n, d]`, or a block of its columns: all that leaves the
         agents in this round."""
@@ -205,8 +225,9 @@ class Simulation:
 
     def train(self, start: Iterate, rounds: int, *, eval_every: int = 0) -> Iterator[Iterate]:
         """The iterates after each round until `rounds` are completed, with scores every `eval_every` rounds
-        (0: never) and at the end."""
+        (0: never) and at the end. With `overwrite` each is whole until the next is asked for."""
         iterate = start
+        del start  # whose memory nobody may need any more
         while iterate.round < rounds:
             iterate = self.advance(iterate)
             due = eval_every and iterate.round % eval_every == 0
@@ -217,6 +238,7 @@ class Simulation:
         scores. None at all where nobody talks or models are always equal."""
         agreement = Agreement.of(self.topology, tolerance, 0 if self.algorithm.centralised else max_rounds)
         iterate = start
+        del start
         while not agreement.done:
             round = iterate.round
             reached = self._reached(iterate.x, round)
@@ -256,7 +278,13 @@ class Simulation:
 
     def footprint(self) -> Footprint:
         """What training takes of memory."""
-        return footprint(self.tasks, self.algorithm, self.gradients.chunk, in_blocks=len(self.blocks) > 1)
+        vectors = vectors_of(
+            self.algorithm,
+            in_blocks=len(self.blocks) > 1,
+            overwrite=self.overwrite,
+            once=self._exchange_once,
+        )
+        return footprint(self.tasks, self.gradients.chunk, vectors)
 
     def saturated(self) -> dict[str, int]:
         """How many numbers did not fit into secure sums so far, over all agents; empty without sums. All
@@ -317,41 +345,44 @@ class Simulation:
         return float(self.world.gather(torch.stack(worst)).max())
 
     def _infinite(self, v: Tensor) -> Tensor | None:
-        """Which of all agents `[n]` have an entry in `v: [n, ...]` that is not finite; None if none has."""
+        """Which of the agents held here `[n_r]` have an entry in `v: [n_r, ...]` that is not finite; None if
+        none has."""
         # A sum is finite unless an entry is not, or it overflows: only then look at the entries.
-        if not self.world.group.largest(not v.sum().isfinite()):
+        if v.sum().isfinite():
             return None
-        return self.world.gather(~v.isfinite().all(dim=1))
+        bad = ~v.isfinite().all(dim=1)
+        return bad if bad.any() else None
 
     def _require_finite(self, what: str, infinite: Tensor | None, round: int) -> None:
-        bad = [] if infinite is None else infinite.nonzero().flatten().tolist()
-        if bad:
-            agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
+        if not self.world.group.largest(infinite is not None):
+            return
+        own = torch.zeros(len(self.tasks), dtype=torch.bool, device=self.device)
+        bad = self.world.gather(own if infinite is None else infinite).nonzero().flatten().tolist()
+        agents = ", ".join(self.names[i] for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise TrainingDiverged(f"{agents}: round {round}: the {what} is not finite", bad)
 
 
 class _Exchanges:
-    """What is exchanged in one round, all at once or block by block."""
+    """What is exchanged in one round, all at once or block by block; exchanges are numbered from 0."""
 
     def __init__(self) -> None:
         self.vectors: dict[int, int] = {}
         """How many in each exchange."""
-        self._infinite: dict[int, tuple[str, Tensor]] = {}
+        self._what: dict[int, str] = {}
+        self._infinite: dict[int, Tensor] = {}
 
     def note(self, effect: Mix | Mean, index: int, infinite: Iterable[Tensor | None]) -> None:
-        """An exchange of the round, by its number from 0, or a block of it; and for each of its vectors, of
-        which agents `[n]` it is not finite."""
+        """An exchange of the round or a block of it; and for each of its vectors, of which of the agents held
+        here `[n_r]` it is not finite."""
         self.vectors[index] = len(effect.vectors)
-        what = "model" if isinstance(effect, Mix) else "gradient"
+        self._what[index] = "model" if isinstance(effect, Mix) else "gradient"
         for bad in infinite:
             if bad is not None:
-                _, before = self._infinite.get(index, (what, bad))
-                self._infinite[index] = what, before | bad
+                self._infinite[index] = self._infinite.get(index, bad) | bad
 
-    @property
-    def first_infinite(self) -> tuple[str, Tensor | None]:
-        """What was not finite in the first exchange with such a thing, and whose."""
-        return self._infinite[min(self._infinite)] if self._infinite else ("model", None)
+    def infinite(self, index: int) -> tuple[str, Tensor | None]:
+        """What was exchanged, and of which of the agents held here it was not finite."""
+        return self._what[index], self._infinite.get(index)
 
 
 def _stacked(buffers: Sequence[Buffers]) -> dict[str, Tensor]:

@@ -77,7 +77,8 @@ def consensus_distance(x: Tensor) -> float:
 
 
 def _distance(x: Tensor, mean: Tensor, world: World) -> float:
-    return float(world.gather((x - mean).norm(dim=1)).norm() / world.n**0.5)
+    apart = torch.stack([(own - mean).norm() for own in x])  # one by one: x may fill the memory
+    return float(world.gather(apart).norm() / world.n**0.5)
 
 
 def average_buffers(buffers: Sequence[Buffers], world: World | None = None) -> Buffers:

@@ -90,11 +90,14 @@ def cost_of(task: Task) -> Cost:
     return Cost(flops.get_total_flops(), live.peak)
 
 
-def vectors_of(algorithm: Algorithm, *, in_blocks: bool) -> float:
+def vectors_of(
+    algorithm: Algorithm, *, in_blocks: bool, overwrite: bool = False, once: bool = False
+) -> float:
     """Vectors `[n, d]` that one round of an algorithm needs at once.
 
-    In blocks (see `round_in_blocks`): iterate and state before and after it, the gradient among the latter.
-    All at once: also messages, as sent and as mixed, and what the arithmetic leaves in between.
+    In blocks (see `round_in_blocks`): model and state before and after it, the gradient among the latter;
+    with `overwrite`, model, state and gradient; with `once`, also the message of a method that asks for a
+    norm. All at once: also messages, as sent and as mixed, and what the arithmetic leaves in between.
     """
 
     def answer(effect: Effect) -> Answer:
@@ -108,10 +111,13 @@ def vectors_of(algorithm: Algorithm, *, in_blocks: bool) -> float:
 
     with LiveBytes() as live:
         x = torch.ones(2, SHORT)
-        state, lrs = algorithm.init(x), [0.1] * algorithm.local_steps
+        state, lrs = dict(algorithm.init(x)), [0.1] * algorithm.local_steps
         if in_blocks:
-            columns = blocks_of(SHORT // 64, SHORT)
-            round_in_blocks(algorithm, x, state, lrs, columns, lambda g: answer(g)[0], lambda e, _: answer(e))
+            round_in_blocks(
+                algorithm, x, state, lrs, blocks_of(SHORT // 64, SHORT),
+                lambda effect: answer(effect)[0], lambda effect, _: answer(effect),
+                overwrite=overwrite, once=once,
+            )  # fmt: skip
         else:
             drive(algorithm.round(x, state, lrs), answer)
     return float(live.peak / (x.numel() * x.itemsize))
@@ -140,11 +146,9 @@ class Footprint:
         return self.training + self.data
 
 
-def footprint(
-    tasks: Sequence[Task], algorithm: Algorithm, chunk: int, *, in_blocks: bool = False
-) -> Footprint:
-    """That of training `tasks`, gradients of at most `chunk` agents at once and what follows in blocks of
-    columns or not.
+def footprint(tasks: Sequence[Task], chunk: int, vectors: float) -> Footprint:
+    """That of training `tasks` by rounds that need so many `vectors` (see `vectors_of`), with the gradients
+    of at most `chunk` agents computed at once.
 
     Modules share their parameters' memory (see `place`). Buffers count once for each module, and twice more
     because an iterate is kept while the next is made.
@@ -159,8 +163,7 @@ def footprint(
             data += sum(part.nbytes for part in task.train)
             held_out |= {part.data_ptr(): part.nbytes for part in task.test}
     return Footprint(
-        vectors=round(vectors_of(algorithm, in_blocks=in_blocks) * len(tasks) * one)
-        + 2 * len(tasks) * buffers,
+        vectors=round(vectors * len(tasks) * one) + 2 * len(tasks) * buffers,
         models=one + len(tasks) * buffers,
         activations=min(chunk, len(tasks)) * cost.activations,
         data=data + sum(held_out.values()),

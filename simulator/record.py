@@ -21,6 +21,7 @@ from p2pqg.telemetry import MetricsWriter, read_metrics
 from .engine import Iterate, Simulation
 from .folder import RunFolder, best
 from .gradients import Engine
+from .interrupts import interruptible
 from .private import privacy_spent
 from .simulate import build, effective
 from .world import Group, World
@@ -45,8 +46,9 @@ def record(
 
     A checkpoint is written every minute, after `stop_after` rounds, at the end of training and on Ctrl-C.
     A run that was stopped and resumed leaves the files, bit for bit, of one that never stopped (but for
-    the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate. Private
-    noise comes from `secret`, else from one that is made and kept in `out`.
+    the costs in its summary). Returns None for a run that stops. `observe` is shown every iterate; the next
+    round may overwrite its `state`, nothing else. Private noise comes from `secret`, else from one that is
+    made and kept in `out`.
 
     In a `group` of several processes all call this alike; only the first one reads and writes the folder. A
     checkpoint does not depend on how many they are, so a run can go on over another number of them.
@@ -78,8 +80,9 @@ def record(
     engine, spent, noise = group.said_by(0, [engine, spent, secret.key.hex()])
     secret = Secret(bytes.fromhex(noise))
     with _torch_threads(threads or 1):  # compiled code is for a number of threads
-        simulation = build(settings, engine=engine, world=world, device=device, secret=secret)
+        simulation = build(settings, engine=engine, world=world, device=device, secret=secret, overwrite=True)
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
+    saved = None  # its memory is needed
 
     def costs() -> dict[str, Any]:
         """Seconds (of CPU: of all processes, imports included) and bytes between processes, with those of
@@ -114,18 +117,18 @@ def record(
                     MetricsWriter(folder.metrics, resume_after=last.round if resume else None)
                 )
 
-        def privacy(iterate: Iterate) -> dict[str, float]:
-            steps = iterate.round * simulation.algorithm.local_steps
+        def privacy(round: int) -> dict[str, float]:
+            steps = round * simulation.algorithm.local_steps
             return privacy_spent(simulation.tasks, steps, world)
 
         def watch(iterate: Iterate) -> None:
-            cost = {} if iterate.agreement else privacy(iterate)
+            cost = {} if iterate.agreement else privacy(iterate.round)
             with group.together():
                 if metrics is not None:
                     metrics.write(iterate.round, _measurements(iterate) | cost)
                 observe(iterate)
 
-        try:
+        with interruptible(group, lambda: not simulation.spent(last), lambda: save(last)):
             saved_s = time.monotonic()
             for iterate in simulation.train(last, settings.rounds, eval_every=settings.eval_every):
                 watch(iterate)
@@ -138,13 +141,11 @@ def record(
                 if group.largest(group.first and time.monotonic() - saved_s > CHECKPOINT_EVERY_S):
                     save(iterate)
                     saved_s = time.monotonic()
-        except KeyboardInterrupt:
-            save(last)
-            raise
         save(last)
-        trained = last
-        for last in simulation.agree(trained, settings.finish.tolerance, settings.finish.max_rounds):
-            watch(last)
+        trained = last.round
+        for iterate in simulation.agree(last, settings.finish.tolerance, settings.finish.max_rounds):
+            watch(iterate)
+            last = iterate
         last = last if last.scores else simulation.scored(last)
         last, total = simulation.collected(last), costs() | privacy(trained) | simulation.saturated()
         summary: dict[str, Any] = {}
@@ -179,10 +180,10 @@ def _measurements(iterate: Iterate) -> dict[str, Any]:
 
 
 def _summary(
-    settings: SimulationSettings, simulation: Simulation, folder: RunFolder, trained: Iterate, last: Iterate
+    settings: SimulationSettings, simulation: Simulation, folder: RunFolder, trained: int, last: Iterate
 ) -> dict[str, Any]:
-    """`best` and `last` are of the training rounds, `final` of the models after the gossip-only rounds."""
-    training = [line for line in read_metrics(folder.metrics) if line["round"] <= trained.round]
+    """`best` and `last` are of the `trained` rounds, `final` of the models after the gossip-only rounds."""
+    training = [line for line in read_metrics(folder.metrics) if line["round"] <= trained]
     assert last.scores is not None
     return {
         "kind": "simulation",
@@ -192,8 +193,8 @@ def _summary(
         "ranks": simulation.world.group.size,
         "agents": list(simulation.names),
         "parameters": simulation.spec.d,
-        "rounds": trained.round,
-        "gossip_rounds": last.round - trained.round,
+        "rounds": trained,
+        "gossip_rounds": last.round - trained,
         "best": best(training),
         "last": {key: value for key, value in training[-1].items() if key not in ("round", "lr")},
         "final": last.scores.numbers(),

@@ -94,10 +94,11 @@ def build(
     world: World | None = None,
     device: torch.device | str = "cpu",
     secret: Secret | None = None,
+    overwrite: bool = False,
 ) -> Simulation:
     """The simulation that settings describe, or in a `world` of several processes this one's share of it.
     `make_task` takes the place of the task they name, whose file is looked up from `base`.
-    Private noise comes from `secret`, else from a fresh one.
+    Private noise comes from `secret`, else from a fresh one. `overwrite` as of `Simulation`.
 
     Raises `ConfigError` for settings that make no sense, and if there is too little memory to train.
     """
@@ -105,7 +106,7 @@ def build(
     with world.group.together():
         tasks = make_tasks(settings, make_task, base, world.agents)
         tasks = protected(tasks, settings, [settings.names[i] for i in world.agents], secret)
-    simulation = assemble(settings, tasks, engine=engine, world=world, device=device)
+    simulation = assemble(settings, tasks, engine=engine, world=world, device=device, overwrite=overwrite)
     require(simulation.footprint().training, simulation.device)
     return simulation
 
@@ -117,6 +118,7 @@ def assemble(
     engine: Engine = "auto",
     world: World | None = None,
     device: torch.device | str = "cpu",
+    overwrite: bool = False,
 ) -> Simulation:
     """The simulation that settings describe, of tasks that are made already."""
     graph = settings.graph
@@ -133,6 +135,7 @@ def assemble(
         device=device,
         rounds=settings.rounds,
         secure_sums=bool(settings.secure_sums),
+        overwrite=overwrite,
     )
 
 
@@ -183,9 +186,9 @@ def simulate(
     return _iterates(simulation, settings, simulation.start(settings.seed))
 
 
-def _iterates(simulation: Simulation, settings: SimulationSettings, start: Iterate) -> Iterator[Iterate]:
-    iterate = start
-    for iterate in simulation.train(start, settings.rounds, eval_every=settings.eval_every):
+def _iterates(simulation: Simulation, settings: SimulationSettings, last: Iterate) -> Iterator[Iterate]:
+    for iterate in simulation.train(last, settings.rounds, eval_every=settings.eval_every):
         yield iterate
+        last = iterate
     finish = settings.finish
-    yield from simulation.agree(iterate, finish.tolerance, finish.max_rounds)
+    yield from simulation.agree(last, finish.tolerance, finish.max_rounds)

@@ -22,10 +22,12 @@ from ..batch import Batch
 from ..engine import Iterate, Simulation
 from ..folder import HIGHER_IS_BETTER, LOWER_IS_BETTER, RunFolder, best
 from ..gradients import Engine
+from ..interrupts import interruptible
 from ..memory import require
 from ..simulate import assemble, make_tasks
 from ..swarm import SETTINGS, Swarm
 from ..swarm import run as run_swarm
+from ..world import Group
 from .base import Observe, Plan, quiet
 from .recipes import settings, timed
 from .records import Case, Result
@@ -60,8 +62,13 @@ def train(plan: Plan, cases: Sequence[Case], observe: Observe = quiet) -> Iterat
     batch = _batch(runs, plan)
     checkpoint = _Checkpoint(plan, runs)
     iterate = checkpoint.load(runs) or batch.start()
-    saved_s = time.monotonic()
-    try:
+    saved_s, noted, group = time.monotonic(), iterate.round, Group()
+
+    def whole() -> bool:
+        """Whether the last round can be saved: it stands, and what was measured in it, too."""
+        return noted == iterate.round and not batch.spent(iterate)
+
+    with interruptible(group, whole, lambda: checkpoint.save(iterate, runs)):
         while iterate.round < rounds:
             try:
                 iterate = batch.advance(iterate)
@@ -85,13 +92,13 @@ def train(plan: Plan, cases: Sequence[Case], observe: Observe = quiet) -> Iterat
                 if due:
                     run.curve.append(_point(run.simulation.scored(part), run.losses))
                     run.losses = []
+            noted = iterate.round
             observe([run.case for run in runs], iterate.round, rounds)
             if time.monotonic() - saved_s > CHECKPOINT_EVERY_S:
                 checkpoint.save(iterate, runs)
                 saved_s = time.monotonic()
-    except KeyboardInterrupt:
-        checkpoint.save(iterate, runs)
-        raise
+            if group.interrupted:
+                raise KeyboardInterrupt
     for r, run in enumerate(runs):
         yield run.case, _result(run, batch, r, iterate, None)
     checkpoint.forget()
@@ -164,6 +171,7 @@ def _batch(runs: Sequence[Run], plan: Plan) -> Batch:
         [run.chosen.seed for run in runs],
         cast(Engine, plan.engine),
         runs[0].chosen.rounds,
+        overwrite=len(runs) == 1,  # when one of several diverges, the others go on from the round before
     )
     require(batch.footprint().training, batch.device)
     return batch

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from p2pqg.algorithms import ALGORITHMS, build, hyper_parameters
 from p2pqg.errors import ConfigError, StorageError, TrainingDiverged
 from p2pqg.telemetry import read_metrics
-from p2pqg_simulator import record
+from p2pqg_simulator import Iterate, Simulation, record
+from p2pqg_simulator.columns import blocks_of
 from p2pqg_simulator.folder import RunFolder
 from p2pqg_simulator.simulate import settings_from
 
@@ -104,6 +108,48 @@ def test_an_interrupted_run_can_go_on(tmp_path: Path) -> None:
     assert not (tmp_path / "parts" / "summary.json").exists()
     run(tmp_path / "parts", options, resume=True)
     same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("block", "saved"), [(0, 5), (1, 6)])
+def test_ctrl_c_leaves_a_whole_round(
+    block: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the round has written over nothing yet, and when it has over the first block."""
+    monkeypatch.setattr("p2pqg_simulator.engine.blocks", lambda n, d, *_: blocks_of(4, d))
+    options = QUADRATIC | {"algorithm": "dsgdm-n-gt"}
+    run(tmp_path / "whole", options)
+    exchange, calls = Simulation.exchange, Counter[int]()
+
+    def interrupted(self: Simulation, vectors: tuple[Tensor, ...], round: int) -> tuple[Tensor, ...]:
+        calls[round] += 1
+        if (round, calls[round]) == (5, block + 1):
+            signal.raise_signal(signal.SIGINT)
+        return exchange(self, vectors, round)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Simulation, "exchange", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", options)
+    assert RunFolder(tmp_path / "parts").load_iterate(torch.device("cpu"))[0].round == saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(tmp_path / "parts", options, resume=True)
+    same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_whoever_insists_leaves_with_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pqg_simulator.engine.blocks", lambda n, d, *_: blocks_of(4, d))
+    run(tmp_path, QUADRATIC, stop_after=3)
+
+    def insist(iterate: Iterate) -> None:
+        if iterate.round == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, QUADRATIC, resume=True, observe=insist)
+    assert RunFolder(tmp_path).load_iterate(torch.device("cpu"))[0].round == 3
 
 
 def test_a_finished_run_can_be_prolonged_but_not_changed(tmp_path: Path) -> None:

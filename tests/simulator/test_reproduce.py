@@ -1,6 +1,7 @@
 """The paper's experiments: what is asked, what is run, what is recorded and what is reported."""
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pqg.errors import ConfigError, StorageError
-from p2pqg_simulator import experiments
+from p2pqg_simulator import Iterate, Simulation, experiments
+from p2pqg_simulator.columns import blocks_of
 from p2pqg_simulator.experiments import recipes
 from p2pqg_simulator.experiments.base import Plan, quiet
 from p2pqg_simulator.experiments.program import SWARM, swarm, train
@@ -177,6 +179,22 @@ def test_an_interrupted_program_goes_on_to_the_same_result(plan: Plan) -> None:
     assert list(train(plan, together)) == expected
     assert not list(plan.work.iterdir())
     assert [len(result["curve"]) for _, result in expected] == [2, 2]
+
+
+def test_ctrl_c_while_a_round_is_measured_loses_no_point(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pqg_simulator.engine.blocks", lambda n, d, *_: blocks_of(d // 3, d))
+    expected = list(train(plan, cases(0.1)))
+    scored = Simulation.scored
+
+    def interrupted(self: Simulation, iterate: Iterate) -> Iterate:
+        signal.raise_signal(signal.SIGINT)
+        return scored(self, iterate)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Simulation, "scored", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(train(plan, cases(0.1)))
+    assert list(train(plan, cases(0.1))) == expected
 
 
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from p2pqg.errors import ConfigError, StorageError, TrainingDiverged
 from p2pqg.schedules import constant
 from p2pqg.tasks.supervised import SupervisedTask
 from p2pqg_simulator import Iterate, Simulation
+from p2pqg_simulator.columns import blocks_of
 from p2pqg_simulator.world import Group, Reach, World
 
 GRAPHS = ("ring", "complete", "star", "one-peer-exponential", "isolated")
@@ -33,7 +34,11 @@ def simulation(tasks, graph="ring", algorithm="qg-dsgdm-n", lr=0.05, group=None,
 
 def run(problem, rounds=9, group=None, **options) -> tuple[list[Iterate], Iterate]:
     """The iterates after each round and of agreeing, and the last one with the rows of all agents."""
+    width = options.pop("width", 0)
     one = simulation(problem(), group=group, **options)
+    if width:
+        one.blocks = blocks_of(width, one.spec.d)
+        assert len(one.blocks) > 2
     iterates = list(one.train(one.start(0), rounds, eval_every=4))
     iterates += one.agree(iterates[-1], tolerance=1e-3, max_rounds=20)
     return iterates, one.collected(iterates[-1])
@@ -81,6 +86,22 @@ def test_every_algorithm(algorithm: str) -> None:
     if algorithms.build(algorithm).multi_step:
         options["local_steps"] = 2
     alike(lambda: supervised([9, 20, 15, 8, 12]), 2, algorithm=algorithm, weighting="samples", **options)
+
+
+@pytest.mark.parametrize("algorithm", sorted(algorithms.ALGORITHMS))
+def test_every_algorithm_in_blocks(algorithm: str) -> None:
+    options = {"tau": 3} if "tau" in algorithms.hyper_parameters(algorithm) else {}
+    alike(lambda: supervised([9, 20, 15, 8, 12]), 2, algorithm=algorithm, width=20, overwrite=True, **options)
+
+
+@pytest.mark.parametrize("algorithm", ["qg-dadam", "mimelite", "dsgdm-n-gt"])
+def test_blocks_send_what_whole_vectors_do(algorithm: str) -> None:
+    def sent(group: Group, width: int) -> dict[str, int]:
+        run(lambda: supervised([9, 20, 15, 8, 12]), algorithm=algorithm, group=group, width=width)
+        return group.sent_bytes
+
+    whole, blocks = (over_ranks(2, lambda group, width=width: sent(group, width)) for width in (0, 20))
+    assert whole == blocks
 
 
 def test_batched_gradients_and_running_statistics() -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
@@ -24,6 +24,7 @@ from p2pqg import seeds
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import PrivateTask
 from p2pqg.tasks.base import Buffers, Task
+from p2pqg.tasks.precision import arithmetic, forward
 from p2pqg.tasks.supervised import Program, SupervisedTask
 
 from .compiled import CompiledProgram
@@ -138,7 +139,8 @@ class Vmap:
             raise _unfit("vmap", "a model without buffers")
         _give(own, None)
         device = first.train[0].device.type
-        best: Convolutions = "grouped" if device == "cpu" else "products"
+        grouped = device == "cpu" and first.precision == "float32"  # see `p2pqg.tasks.precision`
+        best: Convolutions = "grouped" if grouped else "products"
         self._convolutions: Callable[[], AbstractContextManager[object]] = (
             nullcontext if (convolutions or best) == "grouped" else ConvolutionsAsProducts
         )
@@ -205,22 +207,28 @@ class Vmap:
         inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
         leaves = x.detach().requires_grad_()
-        with self._convolutions():
-            losses = self._losses(self.spec.views(leaves), inputs, targets)
-        (g,) = torch.autograd.grad(losses.sum(), leaves)
+        with arithmetic(self.tasks[0].precision, x.device):
+            with self._convolutions():
+                losses = self._losses(self.spec.views(leaves), inputs, targets)
+            (g,) = torch.autograd.grad(losses.sum(), leaves)
         return g, losses.detach()
 
     def _mean_loss(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(functional_call(self.module, parameters, (inputs,)), targets)
+        precision = self.tasks[0].precision
+        outputs = forward(precision, inputs.device, functional_call, self.module, parameters, (inputs,))
+        return self.loss(outputs, targets)
 
     def _compare(self) -> None:
         """Refuse tasks for which the batched pass fails or gives other gradients than their own."""
         x = self.tasks[0].init(0).to(self._inputs.device).expand(len(self.tasks), -1).contiguous()
         try:
-            batched, _ = self(x, [], 0)
+            self(x, [], 0)
+            with _in_float32(self.tasks):
+                batched, _ = self(x, [], 0)
         except RuntimeError as error:
             raise _unfit("vmap", f"a model that torch.func.vmap can batch ({error})") from error
-        looped, _ = Loop(self.tasks)(x, [{}] * len(self.tasks), 0)
+        with _in_float32(self.tasks):
+            looped, _ = Loop(self.tasks)(x, [{}] * len(self.tasks), 0)
         scale = looped.norm(dim=1) + torch.finfo(x.dtype).tiny
         if bool(((batched - looped).norm(dim=1) > 1e-3 * scale).any()):
             raise _unfit("vmap", "the same model and loss on every agent")
@@ -285,6 +293,19 @@ def _give(tasks: Sequence[Task], program: Program | None) -> None:
     for task in tasks:
         if isinstance(task, SupervisedTask):
             task.program = program
+
+
+@contextmanager
+def _in_float32(tasks: Sequence[SupervisedTask]) -> Iterator[None]:
+    """For a while, without what a lower precision makes of small differences."""
+    own = [task.precision for task in tasks]
+    for task in tasks:
+        task.precision = "float32"
+    try:
+        yield
+    finally:
+        for task, precision in zip(tasks, own, strict=True):
+            task.precision = precision
 
 
 def _pool(tasks: Sequence[SupervisedTask]) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import p2pqg
-from p2pqg.config import SimulationSettings
+from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import Secret
 from p2pqg.privacy.agent import keep_secret, load_secret
@@ -69,7 +69,9 @@ def record(
     with group.together():
         if group.first and resume:
             saved, meta = folder.load_iterate(torch.device("cpu"))
-            _require_same(meta["settings"], settings.model_dump(mode="json"), where=str(folder.checkpoint))
+            where = str(folder.checkpoint)
+            begun = validate(SimulationSettings, meta["settings"], where=where)  # settings it did not know
+            _require_same(begun.model_dump(mode="json"), settings.model_dump(mode="json"), where=where)
             engine, spent = meta["engine"], spent | meta["spent"]
         elif group.first and folder.used:
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))

@@ -79,7 +79,8 @@ def record(
             secret = (load_secret(out) if group.first else None) or Secret.fresh()
     engine, spent, noise = group.said_by(0, [engine, spent, secret.key.hex()])
     secret = Secret(bytes.fromhex(noise))
-    with _torch_threads(threads or 1):  # compiled code is for a number of threads
+    # Compiled code is for a number of threads.
+    with _torch_threads(threads if engine == "vmap-compile" else threads or 1):
         simulation = build(settings, engine=engine, world=world, device=device, secret=secret)
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
 
@@ -103,7 +104,7 @@ def record(
             if group.first:
                 folder.save_iterate(whole, meta)
 
-    if threads is None and simulation.gradients.name != "vmap":
+    if threads is None and not simulation.gradients.name.startswith("vmap"):
         threads = 1
     with _torch_threads(threads), ExitStack() as files:
         metrics: MetricsWriter | None = None

@@ -29,6 +29,9 @@ from p2pqg.privacy.task import private
 from p2pqg.schedules import Schedule
 from p2pqg.security.certificates import AGENT_NAME
 from p2pqg.tasks.base import Task, TaskContext
+from p2pqg.tasks.precision import Precision
+from p2pqg.tasks.registry import TaskFactory
+from p2pqg.tasks.supervised import SupervisedTask
 from p2pqg.topology import Topology
 from p2pqg.topology.rules import check_rule
 
@@ -51,6 +54,8 @@ class TaskSettings(Settings):
     batch_size: int = Field(default=32, ge=1)
     data: Path | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Precision = "float32"
+    """Of the arithmetic of gradients and scores alone, see `p2pqg.tasks.precision`."""
     weighting: Literal["uniform", "samples"] = "uniform"
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -187,6 +192,22 @@ class RunSettings(Settings):
             dtype=task.torch_dtype,
             options=task.options,
         )
+
+    def make_task(self, factory: TaskFactory, agent: str, agents: tuple[str, ...]) -> Task:
+        """The task of `agent`, in the precision asked for. Raises `ConfigError` for one that cannot."""
+        task, precision = factory(self.context(agent, agents)), self.task.precision
+        if precision == "float32":
+            return task
+        if not isinstance(task, SupervisedTask):
+            expected, found = "a SupervisedTask", type(task).__name__
+        elif task.spec.dtype != torch.float32:
+            expected, found = "a model in float32", str(task.spec.dtype).removeprefix("torch.")
+        elif self.privacy is not None and self.privacy.dp:
+            expected, found = "gradients without differential privacy", "privacy.dp"
+        else:
+            task.precision = precision
+            return task
+        raise ConfigError(f"{precision} expects {expected}, found {found}", key="task.precision")
 
     def mechanism(self, task: Task) -> Mechanism | None:
         """What makes the gradients of an agent's task private; None without ``privacy.dp``. Raises

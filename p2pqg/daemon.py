@@ -32,7 +32,7 @@ from p2pqg.privacy import Protection
 from p2pqg.security import Identity, TlsFiles
 from p2pqg.service import keep_notified, notify
 from p2pqg.supervision import Background
-from p2pqg.tasks import load_task_factory
+from p2pqg.tasks import SupervisedTask, load_task_factory, precision
 from p2pqg.tasks.base import Task
 from p2pqg.telemetry import JsonLines, log
 from p2pqg.telemetry.audit import Audit
@@ -325,7 +325,10 @@ def build_task(settings: AgentSettings, network: NetworkFile, file: Path) -> Tas
     """The task with this agent's data."""
     factory = load_task_factory(settings.task.name, file.parent)
     names = tuple(sorted({*network.names, settings.agent.name}))
-    return factory(settings.context(settings.agent.name, names))
+    task = settings.make_task(factory, settings.agent.name, names)
+    if isinstance(task, SupervisedTask):
+        precision.require(task.precision, task.train[0].device)
+    return task
 
 
 def is_loopback(address: str) -> bool:

@@ -39,8 +39,9 @@ DISTRIBUTED = "distributed"
 @click.option("--stop-after", type=int, metavar="ROUND", help="Checkpoint after this round and stop.")
 @click.option("--engine", type=click.Choice([*ENGINES, DISTRIBUTED]), default="auto", show_default=True,
               help="How gradients of all agents are computed: one after the other (loop), likewise with the "
-              "model compiled for a long run (compile), in one batch (vmap), or by the processes that "
-              "torchrun started, each for its share of the agents (distributed).")  # fmt: skip
+              "model compiled for a long run (compile), in one batch (vmap), in one that is compiled "
+              "(vmap-compile), or by the processes that torchrun started, each for its share of the agents "
+              "(distributed).")  # fmt: skip
 @click.option("--rank-timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S,
               metavar="SECONDS", show_default=True,
               help="How long one of these processes waits for another.")  # fmt: skip

@@ -26,6 +26,7 @@ from torch.func import functional_call
 from p2pqg import seeds
 from p2pqg.errors import ConfigError
 from p2pqg.tasks.base import Buffers
+from p2pqg.tasks.precision import Precision, arithmetic, forward
 from p2pqg.tasks.supervised import SupervisedTask
 
 OPTIONS: dict[str, Any] = {
@@ -33,6 +34,10 @@ OPTIONS: dict[str, Any] = {
     "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,  # nobody else has the modules
 }
 """Of torch's compiler."""
+
+MOST: dict[Precision, float] = {"float32": 0.1, "tf32": 0.1, "bfloat16": 0.5}
+"""Relative difference of gradients that may come from rounding: it may flip a ReLU, and in bfloat16 compiled
+code rounds at fewer places."""
 
 
 class CompiledProgram:
@@ -44,7 +49,7 @@ class CompiledProgram:
     """
 
     def __init__(self, task: SupervisedTask) -> None:
-        self.spec, self.loss = task.spec, task.loss
+        self.spec, self.loss, self.precision = task.spec, task.loss, task.precision
         assert self.spec.sizes  # computed now: the compiler cannot trace it
         self._training, self._scoring = copy.deepcopy(task.module).train(), copy.deepcopy(task.module).eval()
         self._batch = _shapes(task.batch(0))
@@ -52,7 +57,11 @@ class CompiledProgram:
         self._loss = _compiled(self._mean_loss)
         self._outputs = _compiled(self._scores)
         x = task.init(task.seed).to(task.train[0].device)
-        with _quiet_compiler(), seeds.scoped(task.seed, "dropout", task.agent, 0):
+        with (
+            _quiet_compiler(),
+            arithmetic(self.precision, x.device),
+            seeds.scoped(task.seed, "dropout", task.agent, 0),
+        ):
             try:
                 compiled = self.gradient(x, task.buffers(), *task.batch(0))
             except Exception as error:  # the compiler raises many kinds, and what the module raises
@@ -60,8 +69,7 @@ class CompiledProgram:
                                   key="engine") from error  # fmt: skip
         assert compiled is not None
         expected = task.gradient(x, task.buffers(), 0).g
-        # Rounding may flip a ReLU, so only what is plainly wrong is refused.
-        if float((compiled[0] - expected).norm()) > 0.1 * float(expected.norm()):
+        if float((compiled[0] - expected).norm()) > MOST[self.precision] * float(expected.norm()):
             raise ConfigError("compiled, this model has other gradients; use loop", key="engine")
 
     def gradient(
@@ -86,14 +94,55 @@ class CompiledProgram:
 
     def _mean_loss(self, x: Tensor, buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         state = {**self.spec.views(x), **buffers}
-        return self.loss(functional_call(self._training, state, (inputs,)), targets)
+        outputs = forward(self.precision, x.device, functional_call, self._training, state, (inputs,))
+        return self.loss(outputs, targets)
 
     def _scores(self, x: Tensor, buffers: dict[str, Tensor], inputs: Tensor) -> Any:
-        return functional_call(self._scoring, {**self.spec.views(x), **buffers}, (inputs,))
+        state = {**self.spec.views(x), **buffers}
+        return forward(self.precision, x.device, functional_call, self._scoring, state, (inputs,))
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
+Pass = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From parameters, inputs and targets of some agents to their gradients and losses."""
+
+
+def compiled_pass(
+    losses: Callable[..., Tensor],
+    example: tuple[Tensor, Tensor, Tensor],
+    expected: Tensor,
+    precision: Precision,
+) -> Pass:
+    """The gradients of `losses`, a batched function `[k]` of what a `Pass` takes, compiled for the shapes of
+    an example, at which they are `expected`.
+
+    On a GPU the program is recorded as a CUDA graph and replayed, so that some thousand small kernels are
+    launched as one; its results, which the next replay writes over, are copied. Raises `ConfigError` if torch
+    cannot compile it.
+    """
+    replayed = example[0].device.type == "cuda"
+    program = _compiled(losses, {"triton.cudagraphs": True} if replayed else {})
+
+    def run(x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if replayed:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        leaves = x.detach().requires_grad_()
+        found = program(leaves, inputs, targets)
+        (g,) = torch.autograd.grad(found.sum(), leaves)
+        return (g.clone(), found.detach().clone()) if replayed else (g, found.detach())
+
+    with _quiet_compiler():
+        try:
+            g, _ = run(*example)
+        except Exception as error:
+            raise ConfigError(f"torch cannot compile the batched pass here: {_reason(error)}; use vmap",
+                              key="engine") from error  # fmt: skip
+    if float((g - expected).norm()) > MOST[precision] * float(expected.norm()):
+        raise ConfigError("compiled, the batched pass has other gradients; use vmap", key="engine")
+    return run
+
+
+def _compiled(function: Callable[..., Any], more: dict[str, Any] | None = None) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS | (more or {}))
 
 
 def _shapes(batch: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:

@@ -3,16 +3,17 @@
 `Loop` asks every task in turn and serves any `Task`. `Compiled` is the loop over like `SupervisedTask`s with
 one compiled program for all of them, which pays where the arithmetic takes long and the run is long too.
 `Vmap` stacks their models and runs one batched forward and backward pass (`torch.func.vmap`), which pays
-where a single model is too small to keep the hardware busy. All give the same gradients up to rounding, and
+where a single model is too small to keep the hardware busy; `CompiledVmap` does that with a compiled
+program, on a GPU one that is recorded and replayed. All give the same gradients up to rounding, and
 each the same bits for the same inputs, machine and number of threads.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
@@ -24,14 +25,15 @@ from p2pqg import seeds
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import PrivateTask
 from p2pqg.tasks.base import Buffers, Task
+from p2pqg.tasks.precision import arithmetic, forward
 from p2pqg.tasks.supervised import Program, SupervisedTask
 
-from .compiled import CompiledProgram
+from .compiled import CompiledProgram, Pass, compiled_pass
 from .convolution import ConvolutionsAsProducts
 from .memory import cost_of
 from .private import private_gradients
 
-Engine = Literal["auto", "loop", "vmap", "compile"]
+Engine = Literal["auto", "loop", "vmap", "compile", "vmap-compile"]
 Convolutions = Literal["grouped", "products"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -138,7 +140,8 @@ class Vmap:
             raise _unfit("vmap", "a model without buffers")
         _give(own, None)
         device = first.train[0].device.type
-        best: Convolutions = "grouped" if device == "cpu" else "products"
+        grouped = device == "cpu" and first.precision == "float32"  # see `p2pqg.tasks.precision`
+        best: Convolutions = "grouped" if grouped else "products"
         self._convolutions: Callable[[], AbstractContextManager[object]] = (
             nullcontext if (convolutions or best) == "grouped" else ConvolutionsAsProducts
         )
@@ -146,7 +149,6 @@ class Vmap:
         self.chunk = chunk or max(1, most // max(1, cost_of(first).activations))
         self.tasks, self.spec, self.module, self.loss = own, first.spec, first.module, first.loss
         self.transform = first.transform
-        self._losses = vmap(self._mean_loss)
         self._inputs, self._targets, self._firsts = _pool(own)
         # Shares and mini-batches of one size: the order of an epoch is then one matrix for all agents.
         self._alike = len({(task.samples, task.batch_size) for task in own}) == 1
@@ -204,26 +206,74 @@ class Vmap:
             inputs = self.transform(inputs, torch.cat([self.tasks[i].choices(step) for i in agents]))
         inputs, targets = (part.view(*samples.shape, *part.shape[1:]) for part in (inputs, targets))
         self.module.train()
+        with arithmetic(self.tasks[0].precision, x.device):
+            return self._computed(x, inputs, targets)
+
+    def _computed(self, x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients and losses at `x: [k, d]` on mini-batches `[k, b, ...]`."""
         leaves = x.detach().requires_grad_()
-        with self._convolutions():
-            losses = self._losses(self.spec.views(leaves), inputs, targets)
+        losses = self._losses(leaves, inputs, targets)
         (g,) = torch.autograd.grad(losses.sum(), leaves)
         return g, losses.detach()
 
+    def _losses(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        with self._convolutions():
+            losses: Tensor = vmap(self._mean_loss)(self.spec.views(x), inputs, targets)
+        return losses
+
     def _mean_loss(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(functional_call(self.module, parameters, (inputs,)), targets)
+        precision = self.tasks[0].precision
+        outputs = forward(precision, inputs.device, functional_call, self.module, parameters, (inputs,))
+        return self.loss(outputs, targets)
 
     def _compare(self) -> None:
         """Refuse tasks for which the batched pass fails or gives other gradients than their own."""
         x = self.tasks[0].init(0).to(self._inputs.device).expand(len(self.tasks), -1).contiguous()
         try:
-            batched, _ = self(x, [], 0)
+            self(x, [], 0)
+            with _in_float32(self.tasks):
+                batched, _ = self(x, [], 0)
         except RuntimeError as error:
             raise _unfit("vmap", f"a model that torch.func.vmap can batch ({error})") from error
-        looped, _ = Loop(self.tasks)(x, [{}] * len(self.tasks), 0)
+        with _in_float32(self.tasks):
+            looped, _ = Loop(self.tasks)(x, [{}] * len(self.tasks), 0)
         scale = looped.norm(dim=1) + torch.finfo(x.dtype).tiny
         if bool(((batched - looped).norm(dim=1) > 1e-3 * scale).any()):
             raise _unfit("vmap", "the same model and loss on every agent")
+
+
+class CompiledVmap(Vmap):
+    """`Vmap` by a compiled program for passes of one shape, that of step 0 (with chunks: of a whole one).
+    Others, of short last mini-batches or of the agents that chunks leave over, are computed as `Vmap` does.
+
+    It takes longer to compile than one model's program, and again for another number of agents, so "auto"
+    never takes it. Raises `ConfigError` where `Vmap` does and where torch cannot compile.
+    """
+
+    name: Engine = "vmap-compile"
+
+    def __init__(
+        self, tasks: Sequence[Task], chunk: int = 0, convolutions: Convolutions | None = None
+    ) -> None:
+        self._program: Pass | None = None
+        self._shape: torch.Size | None = None
+        super().__init__(tasks, chunk, convolutions)
+        sizes = Counter(len(task.batch_indices(0)) for task in self.tasks)
+        ((size, agents),) = sizes.most_common(1)
+        self._shape = torch.Size((min(agents, self.chunk), size))
+        x = self.tasks[0].init(0).to(self._inputs.device).expand(len(self.tasks), -1).contiguous()
+        self(x, [], 0)
+        if self._program is None:
+            raise _unfit(self.name, f"mini-batches of one size for {FEWEST} or more agents")
+
+    def _computed(self, x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if inputs.shape[:2] != self._shape:
+            return super()._computed(x, inputs, targets)
+        if self._program is None:
+            expected, _ = super()._computed(x, inputs, targets)
+            precision = self.tasks[0].precision
+            self._program = compiled_pass(self._losses, (x, inputs, targets), expected, precision)
+        return self._program(x, inputs, targets)
 
 
 def gradients(tasks: Sequence[Task], engine: Engine = "auto", calls: int | None = None) -> Gradients:
@@ -231,7 +281,7 @@ def gradients(tasks: Sequence[Task], engine: Engine = "auto", calls: int | None 
     accelerator: like models of any kind), else `Compiled` where the gradients of all agents that the run
     will take, `calls`, are known and cost enough operations, else `Loop`.
 
-    Raises `ConfigError` if "vmap" or "compile" is asked for and cannot be had. Where "auto" would compile and
+    Raises `ConfigError` if an engine is asked for and cannot be had. Where "auto" would compile and
     cannot, it warns and loops. Private tasks have engines of their own.
     """
     if private := [task for task in tasks if isinstance(task, PrivateTask)]:
@@ -243,6 +293,8 @@ def gradients(tasks: Sequence[Task], engine: Engine = "auto", calls: int | None 
             return Vmap(tasks)
         case "compile":
             return Compiled(tasks)
+        case "vmap-compile":
+            return CompiledVmap(tasks)
     if _worth_batching(tasks):
         try:
             return Vmap(tasks)
@@ -285,6 +337,19 @@ def _give(tasks: Sequence[Task], program: Program | None) -> None:
     for task in tasks:
         if isinstance(task, SupervisedTask):
             task.program = program
+
+
+@contextmanager
+def _in_float32(tasks: Sequence[SupervisedTask]) -> Iterator[None]:
+    """For a while, without what a lower precision makes of small differences."""
+    own = [task.precision for task in tasks]
+    for task in tasks:
+        task.precision = "float32"
+    try:
+        yield
+    finally:
+        for task, precision in zip(tasks, own, strict=True):
+            task.precision = precision
 
 
 def _pool(tasks: Sequence[SupervisedTask]) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,6 +38,10 @@ _SETTINGS = (
     click.option("--batch-size", type=int, help="Samples in an agent's mini-batch.  [32]"),
     click.option("--weighting", help="uniform, or samples: larger shares count for more.  [uniform]"),
     click.option("--dtype", help="float32 or float64.  [float32]"),
+    click.option(
+        "--precision",
+        help="Arithmetic of gradients and scores: float32, tf32 (on a GPU) or bfloat16.  [float32]",
+    ),
     click.option("--lr", type=float, help="Peak learning rate.  [0.1]"),
     click.option("--warmup-steps", type=int, help="Steps of linear warm-up.  [0]"),
     click.option("--warmup-from", type=float, help="Learning rate that the warm-up starts at.  [0.1]"),

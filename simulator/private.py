@@ -144,10 +144,10 @@ def private_gradients(
 ) -> PrivateLoop | PrivateVmap:
     """The engine asked for; "auto" batches what is worth it and fits into memory.
 
-    Raises `ConfigError` if "vmap" is asked for and the tasks cannot be batched, and for "compile".
+    Raises `ConfigError` if "vmap" is asked for and the tasks cannot be batched, and for compiled ones.
     """
-    if engine == "compile":
-        raise ConfigError("compile expects tasks without privacy; use loop or vmap", key="engine")
+    if engine in ("compile", "vmap-compile"):
+        raise ConfigError(f"{engine} expects tasks without privacy; use loop or vmap", key="engine")
     values = sum(task.task.batch_size for task in tasks) * tasks[0].spec.d
     if engine == "loop" or (engine == "auto" and not (worth_batching and values <= CHUNK_VALUES)):
         return PrivateLoop(tasks)

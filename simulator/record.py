@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import p2pqg
-from p2pqg.config import SimulationSettings
+from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import Secret
 from p2pqg.privacy.agent import keep_secret, load_secret
@@ -71,7 +71,9 @@ def record(
     with group.together():
         if group.first and resume:
             saved, meta = folder.load_iterate(torch.device("cpu"))
-            _require_same(meta["settings"], settings.model_dump(mode="json"), where=str(folder.checkpoint))
+            where = str(folder.checkpoint)
+            begun = validate(SimulationSettings, meta["settings"], where=where)  # settings it did not know
+            _require_same(begun.model_dump(mode="json"), settings.model_dump(mode="json"), where=where)
             engine, spent = meta["engine"], spent | meta["spent"]
         elif group.first and folder.used:
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
@@ -79,7 +81,8 @@ def record(
             secret = (load_secret(out) if group.first else None) or Secret.fresh()
     engine, spent, noise = group.said_by(0, [engine, spent, secret.key.hex()])
     secret = Secret(bytes.fromhex(noise))
-    with _torch_threads(threads or 1):  # compiled code is for a number of threads
+    # Compiled code is for a number of threads.
+    with _torch_threads(threads if engine == "vmap-compile" else threads or 1):
         simulation = build(settings, engine=engine, world=world, device=device, secret=secret, overwrite=True)
     last = simulation.dealt(saved) if resume else simulation.start(settings.seed)
     saved = None  # its memory is needed
@@ -104,7 +107,7 @@ def record(
             if group.first:
                 folder.save_iterate(whole, meta)
 
-    if threads is None and simulation.gradients.name != "vmap":
+    if threads is None and not simulation.gradients.name.startswith("vmap"):
         threads = 1
     with _torch_threads(threads), ExitStack() as files:
         metrics: MetricsWriter | None = None

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from p2pqg import allocator
 from p2pqg.errors import ConfigError
+from p2pqg.tasks.precision import PRECISIONS
 
 from . import experiments
 from .experiments.base import SCALES, Experiment, Observe, Plan
@@ -58,6 +59,8 @@ def run(experiment: Experiment, plan: Plan, records: Records, observe: Observe) 
 @click.option("--download", is_flag=True, help="Let torchvision fetch CIFAR into --data.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default=Plan.dtype, show_default=True,
               help="float64 shows that engines agree.")  # fmt: skip
+@click.option("--precision", type=click.Choice(PRECISIONS), default=Plan.precision, show_default=True,
+              help="Arithmetic of gradients and scores; tf32 needs a GPU.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--engine", type=click.Choice([*ENGINES, SWARM]), default="auto",
               show_default=True, help="How agents are simulated; swarm runs real ones.")  # fmt: skip

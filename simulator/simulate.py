@@ -11,12 +11,14 @@ import torch
 from p2pqg.config import SimulationSettings, validate
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import Secret
+from p2pqg.tasks import precision
 from p2pqg.tasks.base import Task
 from p2pqg.tasks.registry import TaskFactory, load_task_factory
 
 from .engine import Iterate, Simulation
 from .gradients import Engine
 from .memory import require
+from .placement import device_named
 from .private import protected
 from .world import World
 
@@ -32,6 +34,7 @@ OPTIONS = {
     "batch_size": "task.batch_size",
     "data": "task.data",
     "dtype": "task.dtype",
+    "precision": "task.precision",
     "weighting": "task.weighting",
     "task_options": "task.options",
     "algorithm": "algorithm.name",
@@ -123,6 +126,7 @@ def assemble(
     """The simulation that settings describe, of tasks that are made already."""
     graph = settings.graph
     settings.require_secure_sums(graph)
+    precision.require(settings.task.precision, device_named(device))
     return Simulation(
         tasks,
         graph,
@@ -150,7 +154,7 @@ def make_tasks(
     names = settings.names
     factory = load_task_factory(settings.task.name, base) if make_task is None else make_task
     chosen = names if agents is None else [names[i] for i in agents]
-    return [factory(settings.context(name, names)) for name in chosen]
+    return [settings.make_task(factory, name, names) for name in chosen]
 
 
 def effective(settings: SimulationSettings) -> SimulationSettings:

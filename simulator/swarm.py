@@ -31,6 +31,7 @@ from p2pqg.agent import Agent, Outcome
 from p2pqg.config import AgentTable, NetworkFile, RunSettings, SimulationSettings, agent_names
 from p2pqg.errors import ConfigError, P2PQGError
 from p2pqg.storage import write_atomically
+from p2pqg.tasks import precision
 from p2pqg.tasks.base import Buffers, Task
 from p2pqg.telemetry import read_metrics
 from p2pqg.topology import Topology
@@ -129,6 +130,7 @@ class Swarm:
         self.settings, self.folder, self.stop_after = effective(settings), RunFolder(out), stop_after
         self.began_s = time.monotonic()
         graph = self.settings.graph
+        precision.require(self.settings.task.precision, torch.device("cpu"))
         if not resume and ((out / SETTINGS).exists() or self.folder.used):
             raise ConfigError("expected an empty folder, or --resume; found a run", where=str(out))
         self.folder.create()

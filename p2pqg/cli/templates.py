@@ -38,6 +38,7 @@ revoked = "revoked.pem"           # read again whenever it changes
 
 [task]
 {data}# batch_size = 32
+# precision = "float32"           # or "bfloat16", and "tf32" on a GPU: of gradients and scores only
 
 # [privacy]                       # differential privacy of this site's records, see docs/privacy.md
 # dp = true                       # needs Opacus: pip install 'p2pqg[privacy]'

@@ -13,6 +13,7 @@ from p2pqg import seeds
 from p2pqg.errors import ConfigError
 from p2pqg.flat import Spec, bind, trainable
 from p2pqg.tasks.base import Buffers, Evaluation, LocalGradient
+from p2pqg.tasks.precision import Precision, arithmetic, forward
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -67,6 +68,9 @@ class SupervisedTask:
 
     Errors: `ConfigError` for an empty share, nothing held out, or inputs and targets of different length.
     """
+
+    precision: Precision = "float32"
+    """Of the arithmetic of gradients and scores; to be set before training."""
 
     def __init__(
         self,
@@ -166,16 +170,17 @@ class SupervisedTask:
 
     def gradient_on(self, batch: Batch, x: Tensor, buffers: Buffers) -> LocalGradient:
         """Gradient on a batch as the module gets it."""
-        if self.program is not None:
-            computed = self.program.gradient(x, buffers, *batch)
-            if computed is not None:
-                return LocalGradient(*computed)
-        self._load(x, buffers)
-        self.module.train()
         inputs, targets = batch
-        loss = self.loss(self.module(inputs), targets)
-        parameters = list(trainable(self.module).values())
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        with arithmetic(self.precision, x.device):
+            if self.program is not None:
+                computed = self.program.gradient(x, buffers, inputs, targets)
+                if computed is not None:
+                    return LocalGradient(*computed)
+            self._load(x, buffers)
+            self.module.train()
+            loss = self.loss(forward(self.precision, x.device, self.module, inputs), targets)
+            parameters = list(trainable(self.module).values())
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         g = torch.cat([part.reshape(-1) for part in parts])
         return LocalGradient(g, loss.detach(), self._copy_of_buffers() if buffers else buffers)
 
@@ -197,8 +202,10 @@ class SupervisedTask:
         total, correct, classified = 0.0, 0, False
         for part, wanted in zip(*(torch.split(held_out, chunk) for held_out in self.test), strict=True):
             inputs = part if self.transform is None else self.transform(part, None)
-            computed = None if self.program is None else self.program.outputs(x, buffers, inputs)
-            outputs = self.module(inputs) if computed is None else computed
+            with arithmetic(self.precision, x.device):
+                outputs = None if self.program is None else self.program.outputs(x, buffers, inputs)
+                if outputs is None:
+                    outputs = forward(self.precision, x.device, self.module, inputs)
             total += float(self.loss(outputs, wanted)) * len(part)
             classified = outputs.dim() == 2 and wanted.dim() == 1 and not wanted.is_floating_point()
             if classified:

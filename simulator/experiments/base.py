@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 from matplotlib.figure import Figure
 
+from p2pqg.errors import ConfigError
+from p2pqg.tasks.precision import Precision
+
 from .records import Case, Record, Result
 
 Scale = Literal["full", "small", "smoke"]
@@ -46,6 +49,7 @@ class Plan:
     """Where the data sets lie (docs/paper.md)."""
     download: bool = False
     dtype: str = "float32"
+    precision: Precision = "float32"
     device: str = "cpu"
     engine: str = "auto"
     together: int | None = None
@@ -98,6 +102,12 @@ class Computation:
     present: Callable[[Sequence[Record]], Report]
 
     def pending(self, plan: Plan, records: Sequence[Record]) -> Sequence[Case]:
+        if plan.precision != Plan.precision:
+            raise ConfigError(
+                f"expected {Plan.precision}, because no network is trained here; found {plan.precision}",
+                where="reproduce",
+                key="precision",
+            )
         done = [record.case for record in records if record.scale == plan.scale]
         return [case for case in self.cases(plan) if case not in done and matches(case, plan.cell)]
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from p2pqg.tasks.precision import Precision
+
 from .base import SHOWN_SCALES, Plan, Report, Scale
 from .presentation import table as markdown
 from .published import Published, table
 from .recipes import DATA_SETS, Small, model_of
 from .records import Record
-from .training import Cell, Training, cells_of, summarise
+from .training import Cell, Training, by_precision, cells_of, summarise
 
 SHOWN = ("model", "method", "variant", "topology", "n", "alpha", "tau", "weight_decay")
 SCALE_NOTES = {
     "full": "The paper's own scale.",
     "small": "Small scale: another model for fewer epochs ({recipe}), so only the order of methods is to be "
     "compared with the paper.",
+}
+PRECISION_NOTES: dict[Precision, str] = {
+    "float32": "",
+    "tf32": " Gradients and scores were computed in TF32.",
+    "bfloat16": " Gradients and scores were computed in bfloat16.",
 }
 DATA_NOTES = {
     "cifar10-jpeg.tar.gz": "CIFAR-10 here is a JPEG-compressed copy of all 60,000 images, not the original "
@@ -34,11 +41,18 @@ def published_cells(name: str, title: str) -> Training:
 
 def against_paper(name: str, records: Sequence[Record]) -> Report:
     """All rows of one table of ``results.csv`` for which there are records, scale by scale."""
-    parts = [part for scale in SHOWN_SCALES for part in _at_scale(table(name), scale, records)]
+    parts = [
+        part
+        for scale in SHOWN_SCALES
+        for precision, own in by_precision(records).items()
+        for part in _at_scale(table(name), scale, precision, own)
+    ]
     return Report("\n\n".join(parts))
 
 
-def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]) -> Iterator[str]:
+def _at_scale(
+    rows: Sequence[Published], scale: Scale, precision: Precision, records: Sequence[Record]
+) -> Iterator[str]:
     plan = Plan(scale=scale)
     if scale == "small":  # one model stands for several of the paper's
         stands = {name: data_set.small.beside for name, data_set in DATA_SETS.items() if data_set.small}
@@ -49,7 +63,7 @@ def _at_scale(rows: Sequence[Published], scale: Scale, records: Sequence[Record]
         return
     recipes = [DATA_SETS[name].small for name in sorted({row.cell["dataset"] for row, _ in found})]
     text = "; ".join(_recipe(small) for small in recipes if small is not None)
-    yield SCALE_NOTES[scale].format(recipe=text)
+    yield SCALE_NOTES[scale].format(recipe=text) + PRECISION_NOTES[precision]
     files = {run.result["settings"]["task"]["data"] for _, cell in found for run in cell.runs}
     notes = [note for file, note in DATA_NOTES.items() if file in files]
     if notes:

@@ -172,6 +172,7 @@ def settings(case: Case, plan: Plan) -> SimulationSettings:
             "data": find_data(case["dataset"], plan),
             "batch_size": batch,
             "dtype": plan.dtype,
+            "precision": plan.precision,
             "options": options,
             **({"partition": "iid"} if case["alpha"] is None else {"alpha": case["alpha"]}),
         },

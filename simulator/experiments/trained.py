@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .base import SHOWN_SCALES, Report, Scale
+from .base import SHOWN_SCALES, Plan, Report, Scale
 from .records import Record
-from .training import Cell
+from .training import Cell, by_precision
 
 
 def plot_curve(
@@ -27,9 +28,15 @@ def plot_curve(
 def by_scale(
     name: str, records: Sequence[Record], draw: Callable[[Sequence[Record], Scale, str], Report | None]
 ) -> Report:
-    """The parts that `draw(records, scale, file)` makes of the records of each scale."""
-    parts = {scale: draw(records, scale, f"{name}-{scale}.png") for scale in SHOWN_SCALES}
-    made = {scale: part for scale, part in parts.items() if part is not None}
-    text = "\n\n".join(f"*{scale} scale*\n\n{part.markdown}" for scale, part in made.items())
-    pictures = {file: figure for part in made.values() for file, figure in part.pictures.items()}
-    return Report(text, pictures)
+    """The parts that `draw(records, scale, file)` makes of the records of each scale and precision."""
+    texts: list[str] = []
+    pictures: dict[str, Figure] = {}
+    for scale in SHOWN_SCALES:
+        for precision, own in by_precision(records).items():
+            usual = precision == Plan.precision
+            part = draw(own, scale, f"{name}-{scale}{'' if usual else f'-{precision}'}.png")
+            if part is not None:
+                title = f"{scale} scale" if usual else f"{scale} scale, gradients in {precision}"
+                texts.append(f"*{title}*\n\n{part.markdown}")
+                pictures |= part.pictures
+    return Report("\n\n".join(texts), pictures)

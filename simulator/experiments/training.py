@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from p2pqg.errors import ConfigError
+from p2pqg.tasks.precision import PRECISIONS, Precision
 
 from .base import Observe, Plan, Report, matches, quiet
 from .program import SWARM, swarm, train
@@ -50,7 +51,9 @@ class Training:
         cases: list[Case] = []
         # What makes other records than the usual.
         other = {"engine": SWARM} if plan.engine == SWARM else {}
-        other |= {"dtype": plan.dtype} if plan.dtype != Plan.dtype else {}
+        for key in ("dtype", "precision"):
+            if getattr(plan, key) != getattr(Plan, key):
+                other[key] = getattr(plan, key)
         for cell in distinct([dict(cell) | other | {"model": model_of(cell, plan)} for cell in chosen]):
             seeds, first = (
                 (1, first_rates(cell)[1:2]) if plan.scale == "smoke" else (plan.seeds, first_rates(cell))
@@ -131,6 +134,19 @@ def of_cell(cell: Case, scale: str, records: Sequence[Record]) -> list[Record]:
     return [
         record for record in records if record.scale == scale and without(record.case, SEARCHED) == dict(cell)
     ]
+
+
+def by_precision(records: Sequence[Record]) -> dict[Precision, list[Record]]:
+    """The records of each precision that has any, their cases like those of the usual one."""
+    parts: dict[Precision, list[Record]] = {
+        precision: [
+            replace(record, case=without(record.case, ("precision",)))
+            for record in records
+            if record.case.get("precision", Plan.precision) == precision
+        ]
+        for precision in PRECISIONS
+    }
+    return {precision: own for precision, own in parts.items() if own}
 
 
 def without(case: Case, keys: Sequence[str]) -> dict[str, Any]:

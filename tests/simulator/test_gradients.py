@@ -16,7 +16,7 @@ from p2pqg.tasks import SupervisedTask
 from p2pqg.tasks.augmentation import ImageTransform
 from p2pqg.tasks.models import resnet20
 from p2pqg_simulator import gradients as engines
-from p2pqg_simulator.gradients import Compiled, Loop, Vmap, gradients
+from p2pqg_simulator.gradients import Compiled, CompiledVmap, Loop, Vmap, gradients
 
 
 def different_starts(n: int, d: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -215,6 +215,62 @@ def test_compiled_equals_loop() -> None:
     assert all(torch.equal(a, b) for a, b in zip(results(Loop(tasks)), looped, strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "chunk"),
+    [([20] * 5, 0), ([20] * 5, 2), ([20, 9, 17, 5, 12, 20, 20], 0)],
+    ids=["all at once", "chunks", "unequal shares"],
+)
+def test_a_compiled_batched_pass_equals_the_loop(sizes: list[int], chunk: int) -> None:
+    """Also for short mini-batches, and for agents that chunks leave over."""
+    tasks = supervised(sizes)
+    loop, compiled = Loop(tasks), CompiledVmap(tasks, chunk)
+    assert compiled.name == "vmap-compile"
+    x = different_starts(len(sizes), tasks[0].spec.d)
+    for step in range(4):
+        expected, losses = loop(x, [{}] * len(sizes), step)
+        for _ in range(2):
+            g, own = compiled(x, [{}] * len(sizes), step)
+            torch.testing.assert_close(g, expected, rtol=0, atol=1e-10)
+            torch.testing.assert_close(own, losses, rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convolutions", ["grouped", "products"])
+def test_convolutions_in_a_compiled_batched_pass(convolutions: str) -> None:
+    def module() -> nn.Module:
+        convolution = nn.Conv2d(1, 3, 2, padding=1, bias=False)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 2, 3)), convolution, nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
+        ).double()
+
+    tasks = supervised([8] * 4, module=module)
+    x = different_starts(4, tasks[0].spec.d)
+    compiled, _ = CompiledVmap(tasks, convolutions=convolutions)(x, [{}] * 4, 0)
+    torch.testing.assert_close(compiled, Loop(tasks)(x, [{}] * 4, 0)[0], rtol=0, atol=1e-10)
+
+
+def test_only_passes_of_one_shape_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def compiled_pass(losses: object, example: tuple[torch.Tensor, ...], *more: object) -> object:
+        def run(x: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            shapes.append((len(x), *inputs.shape[:2]))
+            return torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype)
+
+        return run
+
+    monkeypatch.setattr(engines, "compiled_pass", compiled_pass)
+    compiled = CompiledVmap(supervised([20, 9, 17, 5, 12, 20, 20]))  # mini-batches of 8, one share is smaller
+    shapes.clear()
+    x = different_starts(7, compiled.spec.d)
+    left = [bool((compiled(x, [{}] * 7, step)[0] != 0).any()) for step in range(3)]
+    assert shapes == [(6, 6, 8)]  # step 0; later others have a short last mini-batch
+    assert left == [True, True, True]
+    with pytest.raises(ConfigError, match="mini-batches of one size for 4 or more agents"):
+        CompiledVmap(supervised([8, 7, 6, 5]))
+
+
 @pytest.mark.parametrize(
     ("tasks", "expected"),
     [
@@ -243,8 +299,9 @@ def test_auto_compiles_long_runs_only_and_says_where_it_cannot(monkeypatch: pyte
         UserWarning, match=r"engine: torch cannot compile this model here: .*goes on with loop"
     ):
         assert gradients(tasks, "auto", long).name == "loop"
-    with pytest.raises(ConfigError, match="compiler"):
-        gradients(tasks, "compile")
+    for engine in ("compile", "vmap-compile"):
+        with pytest.raises(ConfigError, match="compiler"):
+            gradients(tasks, engine)
 
 
 @pytest.mark.parametrize("convolutions", ["grouped", "products"])

@@ -55,7 +55,14 @@ def test_modules_compute_in_one_place_with_parameters_of_their_own() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize(
-    ("engine", "module"), [("loop", "dense"), ("loop", "normalised"), ("vmap", "dense"), ("compile", "dense")]
+    ("engine", "module"),
+    [
+        ("loop", "dense"),
+        ("loop", "normalised"),
+        ("vmap", "dense"),
+        ("compile", "dense"),
+        ("vmap-compile", "dense"),
+    ],
 )
 def test_a_gpu_follows_the_cpu(engine: str, module: str) -> None:
     here, there = trained("cpu", "loop", module), trained("cuda", engine, module)

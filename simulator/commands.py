@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from p2pqg import allocator
@@ -20,7 +19,7 @@ from p2pqg.errors import ConfigError
 from .engine import Iterate
 from .folder import RunFolder
 from .gradients import ENGINES
-from .live import live
+from .live import bar, live
 from .memory import KEPT_BLOCKS
 from .options import read_settings, settings_options
 from .ranks import TIMEOUT_S, joined, started_by_torchrun
@@ -162,25 +161,17 @@ def _settings_of(folder: RunFolder, group: Group) -> SimulationSettings:
 
 @contextmanager
 def _progress(settings: SimulationSettings, *, shown: bool = True) -> Iterator[Callable[[Iterate], None]]:
-    """Shows each iterate on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
-        bar = progress.add_task("training", total=settings.rounds, note="")
+    """Shows each iterate on a bar."""
+    with bar(shown=shown) as update:
+        update(description="training", total=settings.rounds)
 
         def observe(iterate: Iterate) -> None:
             if iterate.agreement is not None:
-                progress.update(bar, description="agreeing", total=None, completed=iterate.round)
+                update(description="agreeing", total=iterate.round, completed=iterate.round)
                 return
-            progress.update(bar, completed=iterate.round)
+            update(completed=iterate.round)
             if iterate.scores and iterate.scores.mean_accuracy is not None:
-                progress.update(bar, note=f"accuracy {iterate.scores.mean_accuracy:.1%}")
+                update(note=f"accuracy {iterate.scores.mean_accuracy:.1%}")
 
         yield observe
 

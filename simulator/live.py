@@ -1,18 +1,36 @@
-"""Real agents at work, as a table that changes while one looks at it."""
+"""What is going on, for whoever looks at a terminal: real agents as a table, a simulation as a bar."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .swarm import Member, Swarm
 
 PLAIN_EVERY_S = 5.0
+
+
+@contextmanager
+def bar(*, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, if that is a terminal and it is to be `shown`. Yields what sets its `description`,
+    `completed`, `total` and `note`."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
+        yield partial(progress.update, progress.add_task("", note=""))
 
 
 @contextmanager

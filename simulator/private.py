@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from p2pqg import seeds
 from p2pqg.config import SimulationSettings
 from p2pqg.errors import ConfigError
 from p2pqg.privacy import PrivateTask, Secret, protect_agent
-from p2pqg.privacy.clipping import CHUNK_VALUES, clipped_sum
+from p2pqg.privacy.clipping import CHUNK_VALUES, clipped_sum, of_sample
 from p2pqg.tasks.base import Buffers, Task
 
 from .world import World
@@ -86,9 +86,10 @@ class PrivateVmap:
             raise ConfigError(
                 "vmap expects the same model and transform on every agent; use loop", key="engine"
             )
-        self.tasks, self.module, self.loss, self.spec = tasks, first.module, first.loss, first.spec
+        self.tasks, self.module, self.spec = tasks, first.module, first.spec
         self.chunk = len(tasks)
         self._norms = torch.tensor([task.mechanism.max_grad_norm for task in tasks], dtype=self.spec.dtype)
+        self._gradients = vmap(grad(of_sample(self.module, first.loss)), in_dims=(None, 0, 0))
         self._sums = vmap(self._clipped)
         self._compare()
 
@@ -115,20 +116,11 @@ class PrivateVmap:
     def _clipped(
         self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor, counts: Tensor, norm: Tensor
     ) -> dict[str, Tensor]:
-        gradients = vmap(grad(self._loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
-        return dict(zip(gradients, clipped_sum(list(gradients.values()), norm, counts), strict=True))
-
-    def _loss(self, parameters: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
-        return self.loss(functional_call(self.module, parameters, (sample[None],)), target[None])
+        return clipped_sum(self._gradients(parameters, inputs, targets), norm, counts)
 
     def _compare(self) -> None:
-        x = (
-            self.tasks[0]
-            .init(0)
-            .to(self.tasks[0].task.train[0].device)
-            .expand(len(self.tasks), -1)
-            .contiguous()
-        )
+        first = self.tasks[0].task
+        x = first.init(0).to(first.train[0].device).expand(len(self.tasks), -1).contiguous()
         try:
             with seeds.scoped(0, "comparison"):
                 batched, _ = self(x, [], 0)

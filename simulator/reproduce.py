@@ -11,7 +11,6 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from p2pqg import allocator
 from p2pqg.errors import ConfigError
@@ -22,6 +21,7 @@ from .experiments.base import SCALES, Experiment, Observe, Plan
 from .experiments.program import SWARM
 from .experiments.records import SHIPPED, Case, Record, Records, provenance
 from .gradients import ENGINES
+from .live import bar
 from .memory import KEPT_BLOCKS
 from .options import pair
 from .placement import device_named
@@ -133,11 +133,8 @@ def _line(record: Record) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Observe]:
-    """A bar on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("")
+    """Shows what runs on a bar."""
+    with bar() as update:
 
         def observe(cases: Sequence[Case], done: int, total: int) -> None:
             first = cases[0]
@@ -145,7 +142,7 @@ def _progress() -> Iterator[Observe]:
                 str(first[key]) for key in ("method", "alpha", "lr", "seed") if first.get(key) is not None
             )
             more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-            progress.update(bar, description=label + more, completed=done, total=total)
+            update(description=label + more, completed=done, total=total)
 
         yield observe
 

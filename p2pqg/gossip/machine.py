@@ -108,7 +108,10 @@ class Gossip:
         self._round = greeting.round
         self._now = 0.0
         self._position: Position | None = None
+        self._incoming: tuple[str, ...] = ()
+        self._outgoing: tuple[str, ...] = ()
         self._waiting: tuple[str, ...] = ()
+        self._note = 0.0
         self._reached, self._early = greeting.round, False
         self._leaving = False
 
@@ -134,9 +137,10 @@ class Gossip:
         try:
             self._hear(peer, message, now)
         except RemoteProtocolError as error:
-            self._edges[peer].disconnected(str(error))
             self._outputs.append(Drop(peer, str(error), refused=isinstance(error, IncompatiblePeer)))
-        self._close()
+            self.disconnected(peer, str(error))
+        else:
+            self._close()
 
     def disconnected(self, peer: str, reason: str) -> None:
         """The connection to `peer` is gone."""
@@ -159,21 +163,12 @@ class Gossip:
         self._now = now
         if self._position is not None:
             raise LocalProtocolError(f"exchange {self._position} is still open")
-        self._round, self._position = position[0], position
+        self._round, self._position, self._note = position[0], position, note
+        self._incoming, self._outgoing = tuple(sorted(incoming)), tuple(sorted(outgoing))
         self._waiting = tuple(sorted({*incoming, *outgoing}))
         if self._closed_s is not None:
             self._think_s.append(now - self._closed_s)
-        for peer, edge in self._edges.items():
-            if peer not in self._waiting:
-                edge.sit_out(position)
-                continue
-            sends, listens = peer in outgoing, peer in incoming
-            timeout_s = self._patience_s(edge)
-            offer = Offer(
-                position, len(incoming), payload, checksum, norm, sends, listens, note, timeout_s,
-                self._reached,
-            )  # fmt: skip
-            edge.begin(offer, now)
+        self._open(payload, checksum, norm)
         if self._leaving:
             self._withdraw()
         self._close()
@@ -266,6 +261,20 @@ class Gossip:
 
     def _sender(self, peer: str) -> Sender:
         return Sender(peer, self._outputs)
+
+    def _open(self, payload: memoryview, checksum: int, norm: float) -> None:
+        """Offer the own vector to the neighbours of the exchange that begins."""
+        assert self._position is not None
+        for peer, edge in self._edges.items():
+            if peer not in self._waiting:
+                edge.sit_out(self._position)
+                continue
+            sends, listens = peer in self._outgoing, peer in self._incoming
+            offer = Offer(
+                self._position, len(self._incoming), payload, checksum, norm, sends, listens, self._note,
+                self._patience_s(edge), self._reached,
+            )  # fmt: skip
+            edge.begin(offer, self._now)
 
     def _patience_s(self, edge: Edge) -> float:
         """How long to wait for a silent peer, beyond the transfer."""

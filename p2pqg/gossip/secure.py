@@ -30,12 +30,12 @@ deadline pass is not waited for until it is READY in time again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from p2pqg.errors import LocalProtocolError, RemoteProtocolError
+from p2pqg.errors import RemoteProtocolError
 from p2pqg.gossip.edge import AHEAD, SLOWEST_BYTES_S, STALE, STATUS_INTERVAL_S, Position, Rules
 from p2pqg.gossip.machine import Gossip
 from p2pqg.gossip.membership import Membership
@@ -121,9 +121,6 @@ class SecureGossip(Gossip):
         self._asked = True
         self._set: tuple[str, ...] = ()
         self._past: Position = (greeting.round, -1)
-        self._incoming: tuple[str, ...] = ()
-        self._outgoing: tuple[str, ...] = ()
-        self._note = 0.0
         self._began_s = self._last_tick = -math.inf
         self._deadline = self._latest = math.inf
 
@@ -140,38 +137,9 @@ class SecureGossip(Gossip):
 
     def disconnected(self, peer: str, reason: str) -> None:
         self._peers[peer].lost()
-        self._edges[peer].disconnected(reason)
         if self._sum is not None and peer in self._sum.announced.names and peer not in self._sum.finished:
             self._lose(f"{peer} broke off: {reason}")
-        self._advance()
-
-    def begin(
-        self,
-        position: Position,
-        payload: memoryview,
-        *,
-        checksum: int,
-        norm: float,
-        incoming: Sequence[str],
-        outgoing: Sequence[str],
-        now: float,
-        note: float = 0.0,
-    ) -> None:
-        """Enter the exchange at `position`. The vector itself stays where it is until a `Mask` asks for it:
-        `payload`, `checksum` and `norm` are not looked at."""
-        self._now = now
-        if self._position is not None:
-            raise LocalProtocolError(f"exchange {self._position} is still open")
-        self._round, self._position, self._began_s, self._note = position[0], position, now, note
-        self._incoming, self._outgoing = tuple(sorted(incoming)), tuple(sorted(outgoing))
-        self._sum, self._lost, self._asked, self._set = None, "", False, ()
-        for edge in self._edges.values():
-            edge.sit_out(position)
-        for peer in self._outgoing:
-            self._offer(peer)
-        if self._leaving:
-            self._ask_nobody()
-        self._advance()
+        super().disconnected(peer, reason)
 
     def tick(self, now: float) -> None:
         # Time in which this end did not look does not count as the others' silence.
@@ -179,13 +147,6 @@ class SecureGossip(Gossip):
         self._last_tick = now
         self._began_s, self._deadline = self._began_s + frozen_s, self._deadline + frozen_s
         super().tick(now)
-
-    def leave(self) -> None:
-        """Ask nobody for a sum that was not asked for yet; what was is waited for."""
-        self._leaving = True
-        if self._position is not None:
-            self._ask_nobody()
-        self._advance()
 
     def masked(self, job: Mask, payload: memoryview, *, checksum: int, check: int, now: float) -> None:
         """`job` is done: `payload` is the weighed and masked vector, `check` the rest of the same masks."""
@@ -198,7 +159,7 @@ class SecureGossip(Gossip):
                 send(Data(seq, start, payload[start : start + CHUNK_BYTES]))
             send(Masked(seq, checksum, check))
             peer.sent = job.position
-        self._advance()
+        self._close()
 
     # ---- inside: hearing
 
@@ -232,7 +193,6 @@ class SecureGossip(Gossip):
                 self._goes_without(peer, message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} has no place among secure sums")
-        self._advance()
 
     def _learn(self, peer: str, key: Key) -> None:
         """Keep a key if it is the newest of a neighbour's neighbour, and its own."""
@@ -330,6 +290,21 @@ class SecureGossip(Gossip):
 
     # ---- inside: speaking
 
+    def _open(self, payload: memoryview, checksum: int, norm: float) -> None:
+        """The vector itself stays where it is until a `Mask` asks for it."""
+        assert self._position is not None
+        self._began_s = self._now
+        self._sum, self._lost, self._asked, self._set = None, "", False, ()
+        for edge in self._edges.values():
+            edge.sit_out(self._position)
+        for peer in self._outgoing:
+            self._offer(peer)
+
+    def _withdraw(self) -> None:
+        """Ask nobody for a sum that was not asked for yet; what was is waited for."""
+        if self._position is not None:
+            self._ask_nobody()
+
     def _offer(self, peer: str) -> None:
         assert self._position is not None
         known, send = self._peers[peer], self._sender(peer)
@@ -393,13 +368,6 @@ class SecureGossip(Gossip):
     def _is_live(self, peer: str) -> bool:
         return self._edges[peer].live
 
-    def _advance(self) -> None:
-        if self._position is None:
-            return
-        if not self._asked and not any(map(self._is_awaited, self._incoming)):
-            self._ask()
-        self._close()
-
     def _is_awaited(self, peer: str) -> bool:
         """Whether READY of `peer` may still come in time."""
         assert self._position is not None
@@ -446,10 +414,15 @@ class SecureGossip(Gossip):
         return ""
 
     def _close(self) -> None:
-        """Hand out the result once there is one and every receiver has what it was promised."""
+        """Ask once nobody is awaited any more; hand out the result once there is one and every receiver has
+        what it was promised."""
         position = self._position
-        if position is None or not self._asked:
+        if position is None:
             return
+        if not self._asked:
+            if any(map(self._is_awaited, self._incoming)):
+                return
+            self._ask()
         total = self._sum
         if total is not None and not total.complete:
             if self._now < self._deadline:

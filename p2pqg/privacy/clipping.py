@@ -14,7 +14,7 @@ A sample whose gradient is not finite counts as zero: whatever a record does, it
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -45,18 +45,12 @@ class Vmapped:
     """By `torch.func.vmap` over samples."""
 
     def __init__(self, module: nn.Module, spec: Spec, loss: Loss) -> None:
-        self.module, self.spec, self.loss = module, spec, loss
-        self._gradients = vmap(grad(self._loss), in_dims=(None, 0, 0), randomness="different")
+        self.module, self.spec = module, spec
+        self._gradients = vmap(grad(of_sample(module, loss)), in_dims=(None, 0, 0), randomness="different")
 
     def __call__(self, x: Tensor, inputs: Tensor, targets: Tensor, max_norm: float) -> Tensor:
         self.module.train()
-        gradients = self._gradients(self.spec.views(x), inputs, targets)
-        return self.spec.flatten(
-            dict(zip(gradients, clipped_sum(list(gradients.values()), max_norm), strict=True))
-        )
-
-    def _loss(self, parameters: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
-        return self.loss(functional_call(self.module, parameters, (sample[None],)), target[None])
+        return self.spec.flatten(clipped_sum(self._gradients(self.spec.views(x), inputs, targets), max_norm))
 
 
 class Hooked:
@@ -83,24 +77,29 @@ class Hooked:
             parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
             if gradients[name] is None:  # not used in the forward pass
                 gradients[name] = parameter.new_zeros(len(inputs), *parameter.shape)
-        return self.spec.flatten(
-            dict(zip(gradients, clipped_sum(list(gradients.values()), max_norm), strict=True))
-        )
+        return self.spec.flatten(clipped_sum(gradients, max_norm))
+
+
+def of_sample(module: nn.Module, loss: Loss) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]:
+    """The loss of one sample, as a function of parameters, sample and target that `torch.func` can follow."""
+    return lambda parameters, sample, target: loss(
+        functional_call(module, dict(parameters), (sample[None],)), target[None]
+    )
 
 
 def clipped_sum(
-    gradients: Sequence[Tensor], max_norm: float | Tensor, counts: Tensor | None = None
-) -> list[Tensor]:
-    """sum_k min(1, C / ||g_k||) g_k for the parts `[samples, ...]` of all samples' gradients, part by part;
+    gradients: Mapping[str, Tensor], max_norm: float | Tensor, counts: Tensor | None = None
+) -> dict[str, Tensor]:
+    """sum_k min(1, C / ||g_k||) g_k for the parts `[samples, ...]` of all samples' gradients, by name;
     samples whose entry in the booleans `counts: [samples]` is False are left out."""
-    squares = torch.stack([part.flatten(1).square().sum(1) for part in gradients])
+    squares = torch.stack([part.flatten(1).square().sum(1) for part in gradients.values()])
     norms = squares.sum(0).sqrt()
     used = norms.isfinite() if counts is None else norms.isfinite() & counts
     factors = torch.where(used, (max_norm / (norms + SAFETY)).clamp(max=1), 0)
-    return [
-        torch.tensordot(factors, torch.where(used.view(-1, *[1] * (part.dim() - 1)), part, 0), dims=1)
-        for part in gradients
-    ]
+    return {
+        name: torch.tensordot(factors, torch.where(used.view(-1, *[1] * (part.dim() - 1)), part, 0), dims=1)
+        for name, part in gradients.items()
+    }
 
 
 def in_chunks(way: ClippedSum, x: Tensor, inputs: Tensor, targets: Tensor, max_norm: float) -> Tensor:

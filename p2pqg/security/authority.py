@@ -24,7 +24,6 @@ from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from p2pqg.errors import ConfigError, StorageError
 from p2pqg.security import certificates
@@ -75,10 +74,10 @@ class Authority:
     def open(cls, folder: Path) -> Authority:
         """Open an existing one. Raises `ConfigError` if the folder holds none."""
         _, certificate = read(folder / AUTHORITY, "authority", x509.load_pem_x509_certificate)
-        _, key = read(folder / "authority.key", "key", lambda pem: load_pem_private_key(pem, password=None))
+        _, key = read(folder / "authority.key", "key", certificates.load_key)
         if key.public_key() != certificate.public_key():
             raise ConfigError("expected the authority's key, found another", where=f"{folder}/authority.key")
-        return cls(folder, certificate, cast(PrivateKey, key))
+        return cls(folder, certificate, key)
 
     # ---- certificates
 

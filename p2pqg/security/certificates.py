@@ -3,7 +3,7 @@
 A fingerprint is the SHA-256 of the *public key* (SubjectPublicKeyInfo), not of a certificate: it is the same
 in the request, in the certificate and after a renewal, so that two people need to compare it once.
 
-This module is the only one that reads the wall clock: certificates have dates.
+Certificates have dates, so this module reads the wall clock. Beside it only logs do, for their time stamps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -35,6 +36,14 @@ PrivateKey = ec.EllipticCurvePrivateKey
 def new_key() -> PrivateKey:
     """A fresh private key."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def load_key(pem: bytes) -> PrivateKey:
+    """The inverse of `private_pem`. Raises `ValueError` or `TypeError` for anything else."""
+    key = load_pem_private_key(pem, password=None)
+    if not isinstance(key, PrivateKey):
+        raise ValueError("expected an elliptic-curve key")
+    return key
 
 
 def private_pem(key: PrivateKey) -> bytes:

@@ -11,15 +11,20 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from p2pqg.errors import ConfigError
 from p2pqg.security.admission import Admission
-from p2pqg.security.certificates import PrivateKey, days_left, dns_names, fingerprint, outside_its_dates
+from p2pqg.security.certificates import (
+    PrivateKey,
+    days_left,
+    dns_names,
+    fingerprint,
+    load_key,
+    outside_its_dates,
+)
 from p2pqg.security.files import Stamp, read, stamp
 
 RENEW_DAYS = 30
@@ -52,7 +57,7 @@ class Identity:
     @cached_property
     def key(self) -> PrivateKey:
         """The private key, parsed."""
-        return cast(PrivateKey, load_pem_private_key(self.private_key, password=None))
+        return load_key(self.private_key)
 
     @property
     def fingerprint(self) -> str:
@@ -123,9 +128,7 @@ class TlsFiles:
     def load(self) -> Identity:
         """`read`, without asking whether the certificate is valid today."""
         certificate_pem, certificate = read(self.certificate, "certificate", x509.load_pem_x509_certificate)
-        key_pem, key = read(
-            self.private_key, "private_key", lambda pem: load_pem_private_key(pem, password=None)
-        )
+        key_pem, key = read(self.private_key, "private_key", load_key)
         authority_pem, authority = read(self.authority, "authority", x509.load_pem_x509_certificate)
         where = str(self.certificate)
         if key.public_key() != certificate.public_key():

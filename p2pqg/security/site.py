@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from p2pqg.errors import ConfigError
 from p2pqg.security import certificates
@@ -75,7 +74,7 @@ class Package:
             raise ConfigError(f"expected certificates: {error}", where=str(path)) from None
         keys = [folder / file for file in (KEY, NEXT_KEY) if (folder / file).exists()]
         for key in keys:
-            _, private = read(key, "private_key", lambda pem: load_pem_private_key(pem, password=None))
+            _, private = read(key, "private_key", certificates.load_key)
             if private.public_key() == certificate.public_key():
                 break
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from p2pqg.errors import StorageError
 from p2pqg.storage import unwritable
 
 
@@ -69,19 +67,6 @@ class JsonLines:
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._size += len(line)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; what a crash tore is left out. Raises `StorageError`."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records
 
 
 def clean(value: Any) -> Any:

@@ -18,18 +18,18 @@ image, the baseline, and never below by fitting noise. Labels and the number of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from p2pqg import seeds
 from p2pqg.algorithms import Algorithm, Answer, Effect, Gradient, Mix, State, drive
 from p2pqg.errors import ConfigError
-from p2pqg.privacy.clipping import clipped_sum
+from p2pqg.privacy.clipping import clipped_sum, of_sample
 from p2pqg.tasks.supervised import SupervisedTask
 
 LEAST_ERROR = 1e-3
@@ -118,10 +118,7 @@ def invert(
     module, spec = task.module.double(), task.spec
     parameters, g = spec.views(x.double()), g.double()
 
-    def loss(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return task.loss(functional_call(module, dict(parameters), (image[None],)), label[None])
-
-    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    each = vmap(grad(of_sample(module, task.loss)), in_dims=(None, 0, 0))
     error = max(deviation, LEAST_ERROR * float(g.square().mean().sqrt()))
     chance = seeds.generator(seed, "audit inversion")
     z = 0.1 * torch.randn(len(labels), len(prior.deviations), generator=chance, dtype=torch.float64)
@@ -134,9 +131,11 @@ def invert(
     def objective() -> Tensor:
         search.zero_grad()
         gradients = each(parameters, prior.images(z), labels)
-        own = [gradients[name] for name in spec.names]
-        parts = [part.sum(0) for part in own] if max_grad_norm is None else clipped_sum(own, max_grad_norm)
-        away = torch.cat([part.flatten() for part in parts]) / records - g
+        if max_grad_norm is None:
+            total = {name: part.sum(0) for name, part in gradients.items()}
+        else:
+            total = clipped_sum(gradients, max_grad_norm)
+        away = torch.cat([total[name].flatten() for name in spec.names]) / records - g
         value = away.square().sum() / (2 * error**2) + z.square().sum() / 2
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()

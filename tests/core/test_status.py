@@ -15,9 +15,8 @@ from rich.console import Console
 
 from p2pqg.cli.views import status_view
 from p2pqg.errors import ConfigError, StorageError
-from p2pqg.telemetry import JsonLines, log, prometheus
+from p2pqg.telemetry import JsonLines, log, prometheus, read_metrics
 from p2pqg.telemetry.audit import REPEAT_S, Audit
-from p2pqg.telemetry.jsonl import read_lines
 from p2pqg.telemetry.status import Status
 
 ABOUT = {"agent": "bern", "network": "clinics", "run": "1", "rounds": 100, "security": {"days_left": 12.5}}
@@ -114,7 +113,7 @@ def audit(tmp_path: Path, *events: tuple[str, dict[str, Any]], clock: Clock | No
         listener = Audit(lines, "bern", date=lambda: "2026-03-01T08:00:00Z", now=clock or Clock())
         for event in events:
             listener.observe(*event)
-    return read_lines(tmp_path / "audit.jsonl")
+    return read_metrics(tmp_path / "audit.jsonl")
 
 
 def test_the_audit_log_tells_who_came_and_what_was_exchanged(tmp_path: Path) -> None:
@@ -144,7 +143,7 @@ def test_a_peer_that_knocks_for_ever_does_not_fill_the_disk(tmp_path: Path) -> N
             listener.observe("stranger", {"reason": f"unknown agent {name}"})
         clock.now += REPEAT_S + 1
         listener.observe(*knock)
-    found = read_lines(tmp_path / "audit.jsonl")
+    found = read_metrics(tmp_path / "audit.jsonl")
     assert len(found) < 1100
     (again,) = [line for line in found if line["event"] == "refused again"]
     assert again["times"] + len(found) - 2 == 5500
@@ -156,7 +155,7 @@ def test_what_a_crash_tore_is_left_and_the_next_line_is_whole(tmp_path: Path) ->
     path.write_text('{"event": "a"}\n{"event": "b')
     with JsonLines(path) as lines:
         lines.append({"event": "c"})
-    assert [line["event"] for line in read_lines(path)] == ["a", "c"]
+    assert path.read_text().splitlines() == ['{"event": "a"}', '{"event": "b', '{"event": "c"}']
 
 
 def test_a_bounded_file_keeps_the_latest(tmp_path: Path) -> None:
@@ -164,8 +163,8 @@ def test_a_bounded_file_keeps_the_latest(tmp_path: Path) -> None:
     with JsonLines(path, max_bytes=1000) as lines:
         for number in range(1000):
             lines.append({"number": number})
-    older = read_lines(tmp_path / "log.jsonl.1")
-    kept = [line["number"] for line in older + read_lines(path)]
+    older = read_metrics(tmp_path / "log.jsonl.1")
+    kept = [line["number"] for line in older + read_metrics(path)]
     assert kept == list(range(kept[0], 1000))
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2100
 
@@ -207,7 +206,7 @@ def test_the_log_is_for_people_on_a_terminal_and_json_elsewhere(
     people = logged(Terminal(), "auto", EVENTS[0])
     assert "listening" in people
     assert not people.startswith("{")
-    assert [line["event"] for line in read_lines(tmp_path / "log.jsonl")] == ["listening"] * 2
+    assert [line["event"] for line in read_metrics(tmp_path / "log.jsonl")] == ["listening"] * 2
 
 
 def test_a_peer_that_stays_away_is_logged_once(logged: Callable[..., str]) -> None:

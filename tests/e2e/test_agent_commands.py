@@ -27,7 +27,7 @@ from p2pqg.daemon import Daemon, is_loopback
 from p2pqg.errors import ConfigError, StorageError, TaskDied, TransportError
 from p2pqg.security import issue
 from p2pqg.security.authority import Authority
-from p2pqg.telemetry.jsonl import read_lines
+from p2pqg.telemetry import read_metrics
 from p2pqg_simulator.swarm import free_ports
 
 __all__ = ["started"]
@@ -106,12 +106,12 @@ def test_leave_ends_one_agent_with_a_checkpoint_and_tells_the_other(tmp_path: Pa
     assert after.exit_code == 1
     status = json.loads(after.output)
     assert (status["running"], status["state"], status["round"]) == (False, "stopped", outcome.round)
-    audit = read_lines(home / "audit.jsonl")
+    audit = read_metrics(home / "audit.jsonl")
     traded = [line for line in audit if line["event"] == "exchanged"]
     assert sum(line["exchanges"] for line in traded) == status["peers"][other]["rounds"]
     assert all(line["bytes_sent"] > 0 for line in traded)
     assert {"connected", "command", "stopped"} <= {line["event"] for line in audit}
-    assert {"listening", "stopped"} <= {line["event"] for line in read_lines(home / "log.jsonl")}
+    assert {"listening", "stopped"} <= {line["event"] for line in read_metrics(home / "log.jsonl")}
     assert "stopped" in p2pqg("logs", tmp_path, own, "-n", "1").output
     assert "command=leave" in p2pqg("logs", tmp_path, own, "--audit").output
 
@@ -173,7 +173,7 @@ def test_a_run_that_fails_says_why_afterwards(tmp_path: Path) -> None:
     status = as_json("status", tmp_path, name)
     assert status["state"] == "failed"
     assert missing in status["reason"]
-    assert read_lines(tmp_path / name / "home" / "audit.jsonl")[-1]["event"] == "failed"
+    assert read_metrics(tmp_path / name / "home" / "audit.jsonl")[-1]["event"] == "failed"
 
 
 def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(tmp_path: Path) -> None:
@@ -187,10 +187,10 @@ def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(tmp_path: Pa
     os.truncate(home / "checkpoint.safetensors", 100)
     (outcome,) = running(tmp_path, [name], lambda: until(lambda: finished(2)))
     assert outcome.finished
-    (line,) = [line for line in read_lines(home / "log.jsonl") if line["event"] == "fallback"]
+    (line,) = [line for line in read_metrics(home / "log.jsonl") if line["event"] == "fallback"]
     assert "checkpoint.safetensors: corrupted" in line["reason"]
     assert line["level"] == "warning"
-    rounds = [line["round"] for line in read_lines(home / "metrics.jsonl") if "loss" in line]
+    rounds = [line["round"] for line in read_metrics(home / "metrics.jsonl") if "loss" in line]
     assert rounds == list(range(1, 31)), "the lost rounds were trained again, and recorded once"
 
 
@@ -246,7 +246,7 @@ def test_a_revoked_agent_is_cut_off_and_the_others_train_on(
         until(lambda: any("stranger" in line["event"] for line in audit(honest[0])))
 
     def audit(name: str) -> list[dict[str, Any]]:
-        return read_lines(tmp_path / name / "home" / "audit.jsonl")
+        return read_metrics(tmp_path / name / "home" / "audit.jsonl")
 
     running(tmp_path, names, client)
     for name in honest:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_help_loads_next_to_nothing() -> None:
     """Which is why it is there in a tenth of a second."""
     found = loaded("--help")
     assert not found & (UNUSED | {"torch", "numpy", "grpc", "networkx", "cryptography", "rich"})
+
+
+def test_the_wheel_holds_every_package() -> None:
+    """An editable installation, such as the tests', has them whether they are listed or not."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {listed["package-dir"][top]: top for top in ("p2pqg", "p2pqg_simulator")}
+    there = {
+        ".".join((name, *path.parent.relative_to(ROOT / folder).parts))
+        for folder, name in folders.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(listed["packages"]) == there
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from p2pqg.control.client import ask
 from p2pqg.daemon import Daemon
 from p2pqg.errors import ConfigError
 from p2pqg.security import issue
-from p2pqg.telemetry.jsonl import read_lines
+from p2pqg.telemetry import read_metrics
 from p2pqg_simulator import simulate
 from p2pqg_simulator.simulate import settings_from
 
@@ -59,7 +59,7 @@ def test_a_ring_of_four_with_certificates(tmp_path: Path) -> None:
         card = json.loads((home / "model.json").read_text())
         assert card["secure_sums"]["sums_lost"] == card["secure_sums"]["sums_saturated"] == 0
         assert card["secure_sums"]["sums_masked"] == 20 + card["gossip_only_rounds"]
-        exchanged = [line for line in read_lines(home / "audit.jsonl") if line["event"] == "exchanged"]
+        exchanged = [line for line in read_metrics(home / "audit.jsonl") if line["event"] == "exchanged"]
         assert len({line["peer"] for line in exchanged}) == 2
         payload = 20 * 4 * x.numel()
         assert all(line["bytes_sent"] == line["bytes_received"] == payload for line in exchanged)

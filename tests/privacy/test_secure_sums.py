@@ -234,6 +234,16 @@ def test_a_slow_sender_is_left_out_and_is_not_waited_for_twice() -> None:
 # ---- lies and mistakes
 
 
+def test_a_deadline_passes_without_any_message() -> None:
+    circle = Circle(3)
+    circle.begin(0, "a")
+    alone = circle.members["a"].gossip
+    for second in range(1, 2 * int(TIMEOUT_S)):
+        alone.tick(circle.now + second)
+    (summed,) = (output for output in alone.outputs() if isinstance(output, Summed))
+    assert summed.missed == {"b": "late", "c": "late"}
+
+
 def test_a_wrong_key_is_noticed_and_no_model_is_spoilt(tmp_path: Path) -> None:
     """b passes on a key of its own in the place of c's."""
     forged = X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()

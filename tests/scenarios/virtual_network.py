@@ -60,6 +60,8 @@ class Line:
     """One connection. In each direction messages arrive in order, until it is cut."""
 
     ends: tuple[int, int]
+    lives: dict[int, int]
+    """Which life of each end it was made by."""
     last_s: dict[int, float] = field(default_factory=lambda: {})
     cut_s: dict[int, float] = field(default_factory=dict)
 
@@ -281,10 +283,8 @@ class VirtualNetwork:
 
     def _knows(self, i: int, j: int) -> bool:
         """Whether i is connected to the living j, and not to one that is dead without i knowing it."""
-        hello = self.devices[i].gossip.edges[self._name(j)].peer_hello
-        return (
-            self.devices[j].alive and hello is not None and hello.incarnation == self.devices[j].incarnation
-        )
+        line, peer = self.devices[i].lines.get(j), self.devices[j]
+        return peer.alive and line is not None and line.lives[j] == peer.incarnation
 
     def _check(self) -> None:
         for coordinator, participant, position in self._open:
@@ -318,7 +318,7 @@ class VirtualNetwork:
             if not far.alive or far.frozen_until_s > self.now:
                 self._at(self.now + self._random.uniform(0.1, 0.5), i, attempt)
                 return
-            line = Line((i, j))
+            line = Line((i, j), {i: near.incarnation, j: far.incarnation})
             self._connect(far, i, line)
             self._carry_out(far)
             self._look(far)

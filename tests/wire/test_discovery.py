@@ -1,4 +1,4 @@
-"""Discovery: the contract, on a table and on real mDNS over loopback."""
+"""Discovery, on real mDNS over loopback."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ import pytest
 
 from p2pqg.discovery import Announcement
 from p2pqg.discovery.mdns import MdnsDiscovery, addresses, instance
-from p2pqg.discovery.static import StaticDiscovery
 from p2pqg.errors import ConfigError
 
 OWN = Announcement("agent-000", "ward", "1", (1, 1), "127.0.0.1:7000")
-
-
-def test_a_table_reports_the_others() -> None:
-    found: list[tuple[str, str]] = []
-    table = StaticDiscovery({"agent-000": "a:1", "agent-001": "b:2"})
-    address = asyncio.run(table.start(OWN, lambda *what: found.append(what)))
-    assert address == "a:1"
-    assert found == [("agent-001", "b:2")]
 
 
 def test_instances_are_distinct_and_fit_a_label() -> None:

@@ -106,7 +106,7 @@ struct KernelGradientTransform {  // G^T: 6 points to 3 weights
 
 // Y = T X T^T, with X(i, j) from `read` and Y(i, j) to `write`.
 template <class T, class Read, class Write>
-void both_sides(Read read, Write write) {
+[[gnu::always_inline]] inline void both_sides(Read read, Write write) {
     Vec half[T::to][T::from];
 #pragma GCC unroll 8
     for (int64_t j = 0; j < T::from; j++) {
@@ -131,9 +131,7 @@ struct Planes {
     Planes(int64_t rows, int64_t channels)
         : channels(channels),
           size(rows * channels + LANES),
-          data(static_cast<float*>(std::aligned_alloc(LANES * sizeof(float), POINTS * size * sizeof(float))), &std::free) {
-        std::fill_n(data.get(), POINTS * size, 0.0f);
-    }
+          data(static_cast<float*>(std::aligned_alloc(LANES * sizeof(float), POINTS * size * sizeof(float))), &std::free) {}
     float* at(int64_t point, int64_t row) { return data.get() + point * size + row * channels; }
 };
 
@@ -177,15 +175,22 @@ template <int ROWS, int VECS>
 void block_product(const float* a, int64_t a_row, int64_t a_inner, const float* b, int64_t b_row, float* c,
                    int64_t c_row, int64_t inner, bool add) {
     Vec sums[ROWS][VECS];
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECS; v++) sums[r][v] = add ? load(c + r * c_row + v * LANES) : Vec{};
     for (int64_t k = 0; k < inner; k++, a += a_inner, b += b_row) {
         Vec factors[VECS];
+#pragma GCC unroll 8
         for (int v = 0; v < VECS; v++) factors[v] = load(b + v * LANES);
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
             for (int v = 0; v < VECS; v++) sums[r][v] += a[r * a_row] * factors[v];
     }
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECS; v++) store(c + r * c_row + v * LANES, sums[r][v]);
 }
 
@@ -200,8 +205,8 @@ void product(const float* a, int64_t a_row, int64_t a_inner, const float* b, flo
         for (int64_t r = 0; r < rows; r += 8)
             block_product<8, 2>(a + r * a_row, a_row, a_inner, b + v, columns, c + r * columns + v, columns, inner, add);
     for (; v < columns; v += LANES)
-        for (int64_t r = 0; r < rows; r += 16)
-            block_product<16, 1>(a + r * a_row, a_row, a_inner, b + v, columns, c + r * columns + v, columns, inner, add);
+        for (int64_t r = 0; r < rows; r += 8)
+            block_product<8, 1>(a + r * a_row, a_row, a_inner, b + v, columns, c + r * columns + v, columns, inner, add);
 }
 
 }  // namespace
@@ -234,18 +239,21 @@ extern "C" void kernel_gradient(const float* inputs, const float* gradients, flo
                                 int64_t height, int64_t width, int64_t channels, int64_t wanted, int threads) {
     const Images from{inputs, count, height, width, channels}, to{gradients, count, height, width, wanted};
     const std::vector<float> zeros(std::max(channels, wanted));
+    const int64_t blocks = (from.tiles() + TILES - 1) / TILES;
+    threads = static_cast<int>(std::min<int64_t>(threads, blocks));
     std::vector<Planes> sums;  // of each thread, so that the order of summation is always the same
     for (int i = 0; i < threads; i++) sums.emplace_back(channels, wanted);
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < threads; i++) {
         Planes points(TILES, channels), slopes(TILES, wanted);
-        const int64_t blocks = (from.tiles() + TILES - 1) / TILES;
-        for (int64_t first = blocks * i / threads * TILES; first < blocks * (i + 1) / threads * TILES; first += TILES) {
+        const int64_t start = blocks * i / threads * TILES, end = blocks * (i + 1) / threads * TILES;
+        for (int64_t first = start; first < end; first += TILES) {
             const int64_t tiles = std::min(TILES, from.tiles() - first);
             to_points<InputTransform>(from, first, tiles, 1, zeros.data(), points);
             to_points<GradientTransform>(to, first, tiles, 0, zeros.data(), slopes);
             for (int64_t p = 0; p < POINTS; p++)
-                product(points.at(p, 0), 1, channels, slopes.at(p, 0), sums[i].at(p, 0), channels, wanted, TILES, true);
+                product(points.at(p, 0), 1, channels, slopes.at(p, 0), sums[i].at(p, 0), channels, wanted, TILES,
+                        first > start);
         }
     }
     for (int64_t k = 0; k < channels; k++)

@@ -1,38 +1,36 @@
 """3x3 convolutions with a quarter of the multiplications (Winograd 1980; Lavin & Gray, arXiv:1509.09308).
 
-Convolutions are three quarters of a compiled ResNet-20 step, and torch's run at all that a core has to give, so
-only fewer operations make it faster. In the form F(4x4, 3x3) a tile of 4x4 outputs y is made of 6x6 inputs d and
-the kernel g as
+Convolutions are three quarters of a compiled ResNet-20 step, and torch's take all that a core has to give, so
+only fewer operations make it faster. In the form F(4x4, 3x3) a tile of 4x4 outputs y is made of 6x6 inputs d
+and the kernel g as
 
     y = A^T [(G g G^T) * (B^T d B)] A,      * entry by entry, summed over input channels,
 
-36 multiplications for each pair of channels instead of 144. The sums over channels are 36 small matrix products.
-The inputs' gradient is a convolution with the turned kernel, and the kernel's G^T [(B^T d B) * (A dy A^T)] G.
-`winograd.cpp` computes tiles in groups that stay in the second-level cache; per layer of ResNet-20 it takes 0.40
-to 0.55 of the time of torch's convolution (`benchmarks/engine.py`).
+36 multiplications for each pair of channels instead of 144. The sums over channels are 36 small matrix
+products. The gradient of the inputs is a convolution with the turned kernel, that of the kernel is
+G^T [(B^T d B) * (A dy A^T)] G. `winograd.cpp` computes tiles in groups that stay in the second-level cache;
+the layers of ResNet-20 take 0.4 to 0.6 of the time of torch's convolutions.
 
-Results differ from the direct sum by rounding: 1e-6 of a result's norm against 2e-7, and 8e-6 against 8e-7 for the
-gradient of a kernel. Same inputs, machine and number of threads, same bits.
+Results differ from the exact sum by rounding: by 1e-6 of their norm where torch's differ by 2e-7, and
+gradients of kernels by 8e-6 against 8e-7. Same inputs, machine and number of threads, same bits.
 
-Alternatives: oneDNN had this form, but torch does not offer it; bfloat16 convolutions are as fast but round to
-three digits, and torch's compiler makes slow code around them.
+Alternatives: oneDNN had this form, but torch does not offer it. bfloat16 convolutions are about as fast, but
+round to three digits, and torch's compiler made slower code around them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from p2pqg.errors import ConfigError
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -41,16 +39,26 @@ LANES = 16
 """Channels come in multiples of these, the float32 numbers of the widest vector register."""
 
 
+MOST_CHANNELS = 256
+"""With 512, torch's convolution is as fast or faster: the transformed kernel no longer stays in the cache."""
+
+
 def use_in(module: nn.Module) -> None:
     """Let the convolutions in `module` that can be computed this way be, in place.
 
-    Those with 3x3 kernels, stride 1, padding 1 and multiples of 16 channels, on a CPU in float32.
-    Raises `ConfigError` if there is no C++ compiler.
+    Those with 3x3 kernels, stride 1, padding 1 and multiples of 16 channels, up to 256, on a CPU in float32.
+    Warns and changes nothing where `winograd.cpp` cannot be compiled.
     """
-    for layer in module.modules():
-        if type(layer) is nn.Conv2d and _fits(layer):
-            _library()
-            layer.__class__ = _WinogradConv2d
+    layers = [layer for layer in module.modules() if type(layer) is nn.Conv2d and _fits(layer)]
+    if not layers:
+        return
+    try:
+        _library()
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(f"convolutions stay torch's: {SOURCE.name} cannot be compiled: {error}", stacklevel=2)
+        return
+    for layer in layers:
+        layer.__class__ = _WinogradConv2d
 
 
 class _WinogradConv2d(nn.Conv2d):
@@ -65,20 +73,29 @@ def _fits(layer: nn.Conv2d) -> bool:
         and layer.stride == layer.padding == layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.padding_mode == "zeros"
-        and layer.in_channels % LANES == layer.out_channels % LANES == 0
+        and all(c % LANES == 0 and c <= MOST_CHANNELS for c in (layer.in_channels, layer.out_channels))
         and layer.weight.dtype == torch.float32
         and layer.weight.device.type == "cpu"
     )
 
 
 def convolution(images: Tensor, kernel: Tensor) -> Tensor:
-    """Each of `images: [b, c, h, w]` with `kernel: [9, c, C]` (taps row by row), zeros around it: `[b, C, h, w]`.
+    """Each of `images: [b, c, h, w]`, zeros around it, with `kernel: [9, c, C]`, row by row: `[b, C, h, w]`.
 
-    float32, c and C multiples of 16. Differentiable once. Pixels lie in channels-last order in what is returned,
-    and what is given is brought into it.
+    float32, c and C multiples of 16. Differentiable once. What is returned lies in channels-last order, and
+    what is given is brought into it.
     """
     outputs: Tensor = _convolution(images, kernel.contiguous())
     return outputs
+
+
+def _outputs(images: Tensor, kernel: Tensor) -> Tensor:
+    b, _, h, w = images.shape
+    return torch.empty(b, kernel.shape[2], h, w, memory_format=torch.channels_last)
+
+
+def _kernel(images: Tensor, slopes: Tensor) -> Tensor:
+    return images.new_empty(9, images.shape[1], slopes.shape[1])
 
 
 @torch.library.custom_op("p2pqg::winograd_convolution", mutates_args=())
@@ -95,17 +112,6 @@ def _kernel_gradient(images: Tensor, slopes: Tensor) -> Tensor:
     return kernel
 
 
-@_convolution.register_fake
-def _outputs(images: Tensor, kernel: Tensor) -> Tensor:
-    b, _, h, w = images.shape
-    return torch.empty(b, kernel.shape[2], h, w, memory_format=torch.channels_last)
-
-
-@_kernel_gradient.register_fake
-def _kernel(images: Tensor, slopes: Tensor) -> Tensor:
-    return images.new_empty(9, images.shape[1], slopes.shape[1])
-
-
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -115,6 +121,8 @@ def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, Tensor]:
     return convolution(slopes, kernel.flip(0).transpose(1, 2)), _kernel_gradient(images, slopes)
 
 
+_convolution.register_fake(_outputs)
+_kernel_gradient.register_fake(_kernel)
 _convolution.register_autograd(_backward, setup_context=_keep)
 
 
@@ -126,21 +134,16 @@ def _call(function: str, images: Tensor, second: Tensor, result: Tensor, wanted:
     assert {images.dtype, second.dtype, result.dtype} == {torch.float32}
     b, c, h, w = images.shape
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in (images, second, result))
-    getattr(_library(), function)(*pointers, *map(ctypes.c_int64, (b, h, w, c, wanted)), torch.get_num_threads())
+    getattr(_library(), function)(
+        *pointers, *map(ctypes.c_int64, (b, h, w, c, wanted)), torch.get_num_threads()
+    )
 
 
 @lru_cache(1)
 def _library() -> ctypes.CDLL:
-    """`winograd.cpp`, compiled for this machine by each process: 2 seconds, and no file to trust or to go stale."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise ConfigError("expected a C++ compiler (g++, or another in CXX), found none; use loop", key="engine")
+    """`winograd.cpp`, compiled by each process: 2 seconds, and no file to trust or to go stale."""
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "winograd.so"
-        done = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(library)], capture_output=True, text=True
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit {done.returncode}"
-            raise ConfigError(f"{compiler} cannot compile {SOURCE.name}: {reason}; use loop", key="engine")
-        return ctypes.CDLL(str(library))
+        library = str(Path(folder) / "winograd.so")
+        compiler = os.environ.get("CXX", "g++")
+        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", library], capture_output=True, check=True)
+        return ctypes.CDLL(library)

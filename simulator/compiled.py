@@ -29,6 +29,8 @@ from p2pqg.tasks.base import Buffers
 from p2pqg.tasks.precision import Precision, arithmetic, forward
 from p2pqg.tasks.supervised import SupervisedTask
 
+from . import winograd
+
 OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # dropout draws what it draws in eager torch
     "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,  # nobody else has the modules
@@ -52,6 +54,8 @@ class CompiledProgram:
         self.spec, self.loss, self.precision = task.spec, task.loss, task.precision
         assert self.spec.sizes  # computed now: the compiler cannot trace it
         self._training, self._scoring = copy.deepcopy(task.module).train(), copy.deepcopy(task.module).eval()
+        for module in (self._training, self._scoring):
+            winograd.use_in(module)
         self._batch = _shapes(task.batch(0))
         self._test_shape: torch.Size | None = None
         self._loss = _compiled(self._mean_loss)

@@ -3,7 +3,8 @@
 Eager torch runs a ResNet-20 step as some 500 operations, each reading and writing whole activations.
 Compiled, what lies between two convolutions is one loop over memory. Compiling takes a minute of one core the
 first time and 7 CPU-seconds after that, because torch keeps the result on disk (``TORCHINDUCTOR_CACHE_DIR``).
-Convolutions, three quarters of what is left, run at the core's rate either way.
+Convolutions, three quarters of what is left, run at the core's rate either way, so 3x3 ones are computed with
+fewer operations (`winograd.py`).
 
 Compiled is the function of *one* agent, called for each: a batched function of all agents would have to be
 compiled anew for every number of agents, and on a CPU grouped convolutions are slower than one after the
@@ -54,8 +55,9 @@ class CompiledProgram:
         self.spec, self.loss, self.precision = task.spec, task.loss, task.precision
         assert self.spec.sizes  # computed now: the compiler cannot trace it
         self._training, self._scoring = copy.deepcopy(task.module).train(), copy.deepcopy(task.module).eval()
-        for module in (self._training, self._scoring):
-            winograd.use_in(module)
+        if self.precision == "float32":
+            for module in (self._training, self._scoring):
+                winograd.use_in(module)
         self._batch = _shapes(task.batch(0))
         self._test_shape: torch.Size | None = None
         self._loss = _compiled(self._mean_loss)

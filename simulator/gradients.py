@@ -48,7 +48,7 @@ HEAVY_PARAMETERS = 1 << 18
 """Parameters from which one dense model keeps a CPU busy by itself."""
 
 LONG = 2e13
-"""Floating-point operations of a whole run from which compiling pays. It saves about 15 ms of the 8e9
+"""Floating-point operations of a whole run from which compiling pays. It saves about 50 ms of the 8e9
 operations of a ResNet-20 step and takes about a minute of one core (`benchmarks/engine.py`)."""
 
 CHUNK_BYTES = {"cpu": 1 << 30}

@@ -131,7 +131,8 @@ def _ordered(images: Tensor) -> Tensor:
 
 
 def _call(function: str, images: Tensor, second: Tensor, result: Tensor, wanted: int) -> None:
-    assert images.numel() and {images.dtype, second.dtype, result.dtype} == {torch.float32}
+    assert images.numel()
+    assert {images.dtype, second.dtype, result.dtype} == {torch.float32}
     b, c, h, w = images.shape
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in (images, second, result))
     getattr(_library(), function)(

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
@@ -30,12 +30,13 @@ import placement
 import rounds
 import torch
 from claims import Claim
+from grpc import aio, method_handlers_generic_handler, stream_stream_rpc_method_handler
 
 from p2pqg import allocator
 from p2pqg.gossip.messages import CHUNK_BYTES, Data
 from p2pqg.security import TlsFiles, issue
 from p2pqg.transport.base import Connection
-from p2pqg.transport.grpc import GrpcTransport
+from p2pqg.transport.grpc import CLIENT_OPTIONS, SERVER_OPTIONS, GrpcTransport
 from p2pqg.wire.tensors import payload
 
 # Transport: a tensor from one process into a preallocated tensor of another.
@@ -82,12 +83,35 @@ class Sockets(Tensors):
         sender.join()
 
 
-class Gossip(Tensors):
+class Coroutines(Tensors):
+    """An end whose `_send` and `_receive` run in an event loop."""
+
+    _send: Callable[[], Coroutine[Any, Any, None]]
+    _receive: Callable[[], Coroutine[Any, Any, None]]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+
+    async def _both(self) -> None:
+        await asyncio.gather(self._send(), self._receive())
+
+    def send(self) -> None:
+        self.loop.run_until_complete(self._send())
+
+    def receive(self) -> None:
+        self.loop.run_until_complete(self._receive())
+
+    def both(self) -> None:
+        self.loop.run_until_complete(self._both())
+
+
+class Gossip(Coroutines):
     """Our gRPC connection, DATA messages of one chunk."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
-        super().__init__()
-        self.loop, self.connection = loop, connection
+        super().__init__(loop)
+        self.connection = connection
 
     async def _send(self) -> None:
         for k in range(0, TENSOR_BYTES, CHUNK_BYTES):
@@ -101,17 +125,25 @@ class Gossip(Tensors):
             self.incoming[message.offset : message.offset + len(message.payload)] = message.payload
             received += len(message.payload)
 
-    async def _both(self) -> None:
-        await asyncio.gather(self._send(), self._receive())
 
-    def send(self) -> None:
-        self.loop.run_until_complete(self._send())
+class Alone(Coroutines):
+    """gRPC's own stream of byte strings, with none of our code: what the library leaves to gain."""
 
-    def receive(self) -> None:
-        self.loop.run_until_complete(self._receive())
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Any, owner: Any) -> None:
+        super().__init__(loop)
+        self.stream, self.owner = stream, owner  # a server or channel closes with its last reference
+        self.chunks = [bytes(self.outgoing[k : k + CHUNK_BYTES]) for k in range(0, TENSOR_BYTES, CHUNK_BYTES)]
 
-    def both(self) -> None:
-        self.loop.run_until_complete(self._both())
+    async def _send(self) -> None:
+        for chunk in self.chunks:
+            await self.stream.write(chunk)
+
+    async def _receive(self) -> None:
+        received = 0
+        while received < TENSOR_BYTES:
+            chunk = await self.stream.read()
+            self.incoming[received : received + len(chunk)] = chunk
+            received += len(chunk)
 
 
 def tcp(name: str, control: Pipe, files: dict[str, TlsFiles] | None) -> End:
@@ -158,6 +190,33 @@ def grpc(name: str, control: Pipe, files: dict[str, TlsFiles] | None) -> End:
     return Gossip(loop, loop.run_until_complete(connecting))
 
 
+def grpc_alone(name: str, control: Pipe, files: dict[str, TlsFiles] | None) -> End:
+    loop = asyncio.new_event_loop()
+
+    async def listen() -> Any:
+        accepted: asyncio.Future[Any] = loop.create_future()
+
+        async def accept(_: Any, stream: Any) -> None:
+            accepted.set_result(stream)
+            await asyncio.Event().wait()
+
+        server = aio.server(options=list(SERVER_OPTIONS.items()))
+        handler = stream_stream_rpc_method_handler(accept)
+        server.add_generic_rpc_handlers([method_handlers_generic_handler("bench", {"Chunks": handler})])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        control.send(f"127.0.0.1:{port}")
+        return await accepted, server
+
+    async def dial() -> Any:
+        channel = aio.insecure_channel(control.recv(), options=list(CLIENT_OPTIONS.items()))
+        stream = channel.stream_stream("/bench/Chunks")()
+        await stream.wait_for_connection()
+        return stream, channel
+
+    return Alone(loop, *loop.run_until_complete(listen() if name == RIGHT else dial()))
+
+
 @dataclass(frozen=True)
 class Kind:
     connect: Callable[[str, Pipe, dict[str, TlsFiles] | None], End]
@@ -169,6 +228,7 @@ KINDS = {
     "raw socket": Kind(tcp),
     "Python TLS": Kind(tcp, tls=True),
     "gRPC": Kind(grpc),
+    "gRPC alone": Kind(grpc_alone),
     "gRPC, allocator as it comes": Kind(grpc, pinned=False),
     "gRPC, mutual TLS": Kind(grpc, tls=True),
 }
@@ -253,6 +313,8 @@ def transport() -> list[Claim]:
     return [
         claim(one_way, "gRPC", "raw socket", "one way", 0.6),
         claim(at_once, "gRPC", "raw socket", "both ways at once", 0.4),
+        claim(one_way, "gRPC alone", "raw socket", "one way", None),
+        claim(at_once, "gRPC alone", "raw socket", "both ways at once", None),
         claim(one_way, "gRPC, mutual TLS", "Python TLS", "one way", 0.8),
         claim(at_once, "gRPC, mutual TLS", "Python TLS", "both at once", 0.8),
         claim(one_way, "gRPC", "gRPC, allocator as it comes", "one way", None),

@@ -55,12 +55,12 @@ _CHANNEL_OPTIONS = {
     "grpc.keepalive_timeout_ms": 5_000,
     "grpc.http2.max_pings_without_data": 0,
 }
-_CLIENT_OPTIONS = _CHANNEL_OPTIONS | {
+CLIENT_OPTIONS = _CHANNEL_OPTIONS | {
     "grpc.enable_retries": 0,  # a retry would need a copy of everything sent
     "grpc.enable_http_proxy": 0,  # peers are dialled where they say they are
     "grpc.use_local_subchannel_pool": 1,  # one TCP connection for each stream
 }
-_SERVER_OPTIONS = _CHANNEL_OPTIONS | {
+SERVER_OPTIONS = _CHANNEL_OPTIONS | {
     "grpc.so_reuseport": 0,  # a taken port is an error, not a silent split of the traffic
     "grpc.http2.min_ping_interval_without_data_ms": 5_000,  # below the other end's keepalive
     "grpc.http2.min_recv_ping_interval_without_data_ms": 5_000,
@@ -243,7 +243,7 @@ class GrpcTransport:
     async def listen(self, accept: Accept) -> str:
         if self._server is not None:
             raise LocalProtocolError("the transport already listens")
-        server = grpc.aio.server(options=list(_SERVER_OPTIONS.items()))
+        server = grpc.aio.server(options=list(SERVER_OPTIONS.items()))
         exchange = grpc.stream_stream_rpc_method_handler(self._exchange)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {"Exchange": exchange}),)
@@ -434,7 +434,7 @@ class GrpcTransport:
 
 def open_channel(peer: str, address: str, identity: Identity | None) -> Any:
     """A channel of its own to `address`; with an identity, mutual TLS with the agent named `peer`."""
-    options: list[tuple[str, Any]] = list(_CLIENT_OPTIONS.items())
+    options: list[tuple[str, Any]] = list(CLIENT_OPTIONS.items())
     if identity is None:
         return grpc.aio.insecure_channel(address, options=options)
     options.append(("grpc.ssl_target_name_override", peer))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import ipaddress
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from p2pqg import config
+from p2pqg.addresses import is_local
 from p2pqg.agent import Agent, Outcome
 from p2pqg.allocator import pin
 from p2pqg.config import AgentSettings, NetworkFile
@@ -114,7 +114,7 @@ class Daemon:
         """What an operator should do something about."""
         identity = self.transport.identity
         if identity is None:
-            return [] if is_loopback(self.settings.agent.listen) else [INSECURE]
+            return [] if is_local(self.settings.agent.listen) else [INSECURE]
         return [problem] if (problem := identity.problem()) else []
 
     async def run(self) -> Outcome:
@@ -249,7 +249,7 @@ class Daemon:
     def _security(self) -> dict[str, Any]:
         identity = self.transport.identity
         if identity is None:
-            return {"mode": "loopback" if is_loopback(self.settings.agent.listen) else "insecure"}
+            return {"mode": "loopback" if is_local(self.settings.agent.listen) else "insecure"}
         return {
             "mode": "mutual TLS",
             "key": identity.fingerprint,
@@ -286,7 +286,7 @@ def read_identity(
             key="agent.name",
         )
     if settings.tls is None:
-        if not (insecure or is_loopback(settings.agent.listen)):
+        if not (insecure or is_local(settings.agent.listen)):
             raise ConfigError(
                 "expected a loopback address, because without [tls] connections are neither encrypted nor "
                 f"authenticated (--insecure allows it); found {settings.agent.listen!r}",
@@ -329,15 +329,3 @@ def build_task(settings: AgentSettings, network: NetworkFile, file: Path) -> Tas
     if isinstance(task, SupervisedTask):
         precision.require(task.precision, task.train[0].device)
     return task
-
-
-def is_loopback(address: str) -> bool:
-    """Whether ``host:port`` can be reached from this machine only. A name may resolve to anything, so only
-    "localhost" is taken for one."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

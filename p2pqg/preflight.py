@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 
 from p2pqg import config
+from p2pqg.addresses import is_local
 from p2pqg.config import AgentSettings, NetworkFile
 from p2pqg.control.client import NotRunning, ask
-from p2pqg.daemon import build_task, is_loopback, read_identity
+from p2pqg.daemon import build_task, read_identity
 from p2pqg.errors import ConfigError, P2PQGError, StorageError, TransportError
 from p2pqg.home import Home
 from p2pqg.privacy import protect_agent
@@ -91,7 +92,7 @@ def preflight(file: Path, *, insecure: bool = False) -> Iterator[Finding]:
 
 def _identity(settings: AgentSettings, identity: Identity | None) -> Iterator[Finding]:
     if identity is None:
-        alone = is_loopback(settings.agent.listen)
+        alone = is_local(settings.agent.listen)
         yield Finding(
             "certificates",
             "ok" if alone else "warn",

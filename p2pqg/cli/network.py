@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from p2pqg.addresses import host_and_port
+from p2pqg.cli.options import json_option
 from p2pqg.cli.templates import member_toml, network_toml
 from p2pqg.errors import ConfigError
 from p2pqg.security.authority import AUTHORITY_DAYS, CERTIFICATE_DAYS, NETWORK, Authority
@@ -168,7 +170,7 @@ def revoke(name: str, folder: Path) -> None:
 
 @network.command()
 @folder_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option
 def show(folder: Path, as_json: bool) -> None:
     """The authority and the agents that have certificates."""
     authority = Authority.open(folder)
@@ -188,9 +190,8 @@ def _new_member(path: Path, name: str, address: str | None) -> str:
     listed = {member["name"]: member["address"] for member in read_table(path).get("agents", ())}
     if address is None:
         return ""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"expected HOST:PORT, found {address!r}", where="--address")
+    if not host_and_port(address, where="--address")[1]:
+        raise ConfigError(f"expected a port that others can dial, found {address!r}", where="--address")
     validate(Member, {"name": name, "address": address}, where="--address")
     if listed.get(name, address) != address:
         raise ConfigError(

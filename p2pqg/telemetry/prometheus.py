@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from p2pqg.addresses import host_and_port
 from p2pqg.errors import ConfigError
 from p2pqg.storage import REASONS
 
@@ -78,16 +79,14 @@ def serve(address: str, status: Callable[[], Mapping[str, Any]]) -> Callable[[],
 
     Raises `ConfigError` if the address is wrong or taken.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"expected HOST:PORT, found {address!r}", key="telemetry.prometheus")
+    host, port = host_and_port(address, "telemetry.prometheus")
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
     ProcessCollector(registry=registry)
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except (OSError, OverflowError) as error:
-        why = REASONS.get(getattr(error, "errno", 0) or 0, getattr(error, "strerror", None) or str(error))
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        why = REASONS.get(error.errno or 0, error.strerror or str(error))
         raise ConfigError(f"cannot listen at {address}: {why}", key="telemetry.prometheus") from error
 
     def stop() -> None:

@@ -19,9 +19,7 @@ import asyncio
 import contextlib
 import errno
 import hmac
-import ipaddress
 import json
-import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -37,8 +35,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from p2pqg.addresses import host_and_port, is_loopback
 from p2pqg.errors import ConfigError
 from p2pqg.security import TlsFiles
+from p2pqg.security.files import write_secret
 from p2pqg.storage import unwritable
 from p2pqg.telemetry import clean
 from p2pqg.telemetry.journal import Journal
@@ -83,8 +83,8 @@ async def serve(
     made if it is not there. Raises `ConfigError` for an address that cannot be used, or that others reach
     while there is no `tls`; `StorageError` for the token's file.
     """
-    host, port = _host_and_port(listen)
-    loopback = _is_loopback(host)
+    host, port = host_and_port(listen, "telemetry.web")
+    loopback = is_loopback(host)
     if not loopback and tls is None:
         raise ConfigError(
             f"expected a loopback address, because without [tls] the page is not encrypted; found {listen!r}",
@@ -149,7 +149,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         if self._token is None:
-            if _is_loopback(_without_port(request.headers.get("host", ""))):
+            if is_loopback(_without_port(request.headers.get("host", ""))):
                 return None
             return PlainTextResponse("This page answers to localhost only.\n", 421)
         if _is(self._token, request.query_params.get("token")):
@@ -196,13 +196,6 @@ def _asset(name: str, media_type: str) -> Callable[[Request], Any]:
     return answer
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _is(token: str, given: str | None) -> bool:
     return given is not None and hmac.compare_digest(token.encode(), given.encode())
 
@@ -214,12 +207,9 @@ def _bearer(headers: Headers) -> str | None:
 
 def _token(path: Path) -> str:
     """The token in `path`, which only its owner may read; made on first use."""
+    if not path.exists():
+        write_secret(path, f"{secrets.token_urlsafe(24)}\n".encode())
     try:
-        with (
-            contextlib.suppress(FileExistsError),
-            os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
-        ):
-            file.write(secrets.token_urlsafe(24) + "\n")
         token = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise unwritable(path, error) from error
@@ -228,13 +218,6 @@ def _token(path: Path) -> str:
     if len(token) < 16:
         raise ConfigError("expected a token of at least 16 characters", where=str(path))
     return token
-
-
-def _host_and_port(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"expected host:port, found {listen!r}", key="telemetry.web")
-    return host.strip("[]"), int(port)
 
 
 def _without_port(host: str) -> str:

@@ -21,9 +21,10 @@ from click.testing import CliRunner, Result
 from processes import mounted, network, running, started, until, wait_for_round
 from safetensors.numpy import load_file
 
+from p2pqg.addresses import is_local
 from p2pqg.cli.main import cli
 from p2pqg.control.client import NotRunning, ask
-from p2pqg.daemon import Daemon, is_loopback
+from p2pqg.daemon import Daemon
 from p2pqg.errors import ConfigError, StorageError, TaskDied, TransportError
 from p2pqg.security import issue
 from p2pqg.security.authority import Authority
@@ -316,7 +317,7 @@ def test_without_certificates_an_agent_stays_on_this_machine(tmp_path: Path, lis
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "127.1.2.3:7000", "[::1]:0", "localhost:1", "unix:/a"])
 def test_what_loopback_is(address: str) -> None:
-    assert is_loopback(address)
+    assert is_local(address)
 
 
 def test_insecure_is_spelled_out_and_said_in_every_status(tmp_path: Path) -> None:

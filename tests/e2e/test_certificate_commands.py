@@ -175,7 +175,7 @@ def test_renewal_keeps_the_key_and_revocation_ends_it(p2pqg: P2PQG, tmp_path: Pa
         (["network", "package", "--folder", "empty"], "agents"),
         (["network", "sign", "bern/agent.pem", "--folder", "clinics"], "expected an unencrypted PEM file"),
         (["network", "sign", "bern/agent.csr", "--folder", "bern"], "authority.key"),
-        (["network", "sign", "bern/agent.csr", "--folder", "clinics", "--address", "here"], "HOST:PORT"),
+        (["network", "sign", "bern/agent.csr", "--folder", "clinics", "--address", "here"], "host:port"),
         (
             ["network", "sign", "bern/agent.csr", "--folder", "clinics", "--address", "10.0.0.9:1"],
             "as listed",

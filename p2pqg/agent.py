@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pqg import __version__
-from p2pqg.config import AgentTable, NetworkFile, RunSettings, check_lag
+from p2pqg.config import AgentTable, NetworkFile, RunSettings, agreed_in, check_lag
 from p2pqg.discovery import Announcement, Discovery
 from p2pqg.errors import ConfigError, P2PQGError, TransportError
 from p2pqg.gossip.agreement import Agreement
@@ -121,9 +121,7 @@ class Agent:
         if self.protection:
             task = self.protection.task
         wire = settings.wire(table.wire)
-        self.agreed = settings.agreed(task.spec, topology or build(network.topology, 1)) | {"wire": wire}
-        if living:
-            self.agreed["topology"] = network.rule
+        self.agreed = agreed_in(network, settings, task.spec, table.wire)
         incarnation = home.incarnation + 1 if home else secrets.randbits(48) | 1 << 48
         self.sums = None
         if settings.secure_sums:

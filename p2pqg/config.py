@@ -409,6 +409,14 @@ class NetworkFile(RunSettings):
         return topology.build(self.topology, len(self.agents))
 
 
+def agreed_in(network: NetworkFile, settings: RunSettings, spec: Spec, wire: Wire | None) -> dict[str, str]:
+    """What an agent that asks for `wire` must have in common with the others of `network`."""
+    living = network.membership == "alive"
+    graphs = topology.build(network.topology, 1) if living else network.build()
+    rule = {"topology": network.rule} if living else {}
+    return settings.agreed(spec, graphs) | {"wire": settings.wire(wire)} | rule
+
+
 def check_lag(table: AgentTable, network: NetworkFile) -> None:
     """Raise `ConfigError` for an agent that would go on without slow neighbours in a graph that changes from
     round to round. Who is left behind must leave rounds out to meet the others again, and aims at a round

@@ -245,8 +245,7 @@ def _checkpoint(settings: AgentSettings, network: NetworkFile, task: Task) -> It
         return
     damaged: list[str] = []
     try:
-        wire = {"wire": settings.wire(settings.agent.wire)}
-        agreed = settings.agreed(task.spec, network.build()) | wire
+        agreed = config.agreed_in(network, settings, task.spec, settings.agent.wire)
         found = Home(settings.agent.home).load(agreed, damaged.append)
     except P2PQGError as error:
         yield Finding("checkpoint", "fail", str(error), "put it away, or set another agent.home")
@@ -309,8 +308,6 @@ async def _neighbour(peer: str, address: str, identity: Identity | None) -> Find
 def _is_running(home: Path) -> bool:
     try:
         ask(home, "status")
-    except NotRunning:
-        return False
-    except P2PQGError:
-        return True
+    except P2PQGError as error:
+        return not isinstance(error, NotRunning)
     return True

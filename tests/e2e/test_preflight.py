@@ -95,6 +95,14 @@ def test_a_neighbour_that_runs_is_seen_and_one_that_refuses_says_why(tmp_path: P
     running(tmp_path, names, client)
 
 
+def test_a_checkpoint_of_a_network_that_comes_and_goes_is_known_again(tmp_path: Path) -> None:
+    network(tmp_path, 1, rounds=5, agent={"checkpoint_every": 1})
+    (tmp_path / "network.toml").write_text('name = "test"\nmembership = "alive"\nat_least = 1\n')
+    running(tmp_path, ["agent-000"], lambda: wait_for_round(tmp_path, "agent-000", 5))
+    checkpoint = findings(tmp_path)["checkpoint"]
+    assert (checkpoint.level, checkpoint.text) == ("ok", "join goes on from round 5")
+
+
 def mistake(settings: Path, old: str, new: str) -> None:
     text = settings.read_text()
     assert old in text

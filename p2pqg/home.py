@@ -5,6 +5,7 @@ metrics.jsonl, audit.jsonl, log.jsonl                     measurements, audit lo
 model.safetensors, model.json                             what everyone takes home, and its card
 export.safetensors                                        a model asked for during the run
 status.json, incarnation, lock, control.sock              how it ended, starts counted, is it running
+secret, ledger.json, web.token                            of privacy, and of the page; if there are any
 """
 
 from __future__ import annotations

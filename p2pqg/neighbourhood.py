@@ -178,9 +178,7 @@ class Neighbourhood:
         sought = self.graphs.sought or self.membership.absent
         missing = [peer for peer in sought if peer not in self.gossip.live]
         reasons = ", ".join(f"{p} ({self.refusals.get(p, 'no answer')})" for p in missing)
-        raise TransportError(
-            f"neighbours missing after {timeout_s:g} s: {reasons or 'nobody was found'}"
-        ) from None
+        raise TransportError(f"neighbours missing after {timeout_s:g} s: {reasons or 'nobody was found'}")
 
     async def fetch_state(
         self, like: Mapping[str, Tensor], timeout_s: float

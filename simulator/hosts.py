@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,10 +232,9 @@ async def _slow_down(site: Site) -> None:
 @contextmanager
 def hosts(folder: Path, n: int, network: dict[str, Any], run: dict[str, Any]) -> Iterator[Hosts]:
     """`n` agents, not started yet, in `folder`, with the tables of their network's file and of their own."""
-    try:
-        lan: Lan | None = Lan(n).__enter__()
-    except (OSError, subprocess.CalledProcessError):
-        lan = None
+    opened, lan = ExitStack(), None
+    with suppress(OSError, subprocess.CalledProcessError):
+        lan = opened.enter_context(Lan(n))
     names = agent_names(n)
     ports = free_ports(n)
     addresses = [f"{lan.address(i)}:7000" if lan else f"127.0.0.1:{ports[i]}" for i in range(n)]
@@ -253,12 +252,9 @@ def hosts(folder: Path, n: int, network: dict[str, Any], run: dict[str, Any]) ->
         _write(folder / name / "agent.toml", own)
         sites.append(Site(name, folder / name, lan.command(i) if lan else []))
     running = Hosts(sites, lan, Ledger(1.0))
-    try:
+    with opened:
+        opened.callback(running.end)
         yield running
-    finally:
-        running.end()
-        if lan is not None:
-            lan.__exit__(None, None, None)
 
 
 def _members(names: Sequence[str], addresses: Sequence[str]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The settings files that `init` and `network create` write: every key is there, with what it does.
+"""The settings files that `init` and `network create` write: the keys that most need, with what they do.
 
 A line that is commented out shows the default, or an example where there is none.
 """

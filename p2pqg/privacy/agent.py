@@ -18,7 +18,6 @@ from p2pqg.privacy.randomness import KEY_BYTES, Secret
 from p2pqg.privacy.task import Allowance, PrivateTask, private
 from p2pqg.storage import write_atomically
 from p2pqg.tasks.base import Task
-from p2pqg.telemetry import read_metrics
 
 SECRET = "secret"
 
@@ -130,10 +129,8 @@ def protect_agent(
     if not known:
         keep_secret(home.folder, stored)
     ledger = Ledger(home.folder, stored, mechanism, fingerprint(own.train, stored), home.incarnation)
-    metrics = home.folder / "metrics.jsonl"
-    lines = read_metrics(metrics) if metrics.exists() else []
-    if noted := [line["privacy"] for line in lines if "privacy" in line]:
-        ledger.require(noted[-1], metrics.name)
+    if noted := [line["privacy"] for line in home.measured() if "privacy" in line]:
+        ledger.require(noted[-1], "metrics.jsonl")
     start = (secret or stored.derive(secrets.token_bytes(KEY_BYTES))).derive(
         "agent", agent, home.incarnation + 1
     )

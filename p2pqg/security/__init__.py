@@ -4,6 +4,8 @@ certificates   the X.509 choices: keys, requests, certificates, revocation lists
 identity       an agent's own files, read and checked; read again when they are renewed
 admission      what a peer must show beyond a certificate of the authority: not revoked, on the allow-list
 authority      the operator's folder: sign requests, renew, revoke, package
+site           the agent's home: make a key and a request, install a package
+signatures     what an agent signs with the certificate's key; seal: its announcements of itself
 
 An agent *is* its name. Its key may change, so nothing else is ever derived from the key.
 """

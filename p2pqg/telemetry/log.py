@@ -67,9 +67,8 @@ class Log:
         if event == "round":
             self._progress(details)
         elif event != "agreeing" and not (event == "missed" and self._is_missing_still(details)):
-            shown = details
             level = "error" if event in ERRORS else "warning" if event in WARNINGS else "info"
-            getattr(self._log, level)(event, **shown)
+            getattr(self._log, level)(event, **details)
 
     def _is_missing_still(self, details: Mapping[str, Any]) -> bool:
         """Whether the peer was missing in the round before, for the same reason."""

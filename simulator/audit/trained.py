@@ -29,8 +29,13 @@ FEWEST = 10
 
 def attack(run: RunFolder, victim: str, networks: int, candidates: int) -> Success:
     """How well the records of the agent named `victim` are told from held-out ones, at most `candidates` of
-    each. Raises `ConfigError` for an agent or a task that cannot be attacked, `StorageError` for a folder
-    without a finished run."""
+    each. Raises `ConfigError` for a folder, an agent or a task that cannot be attacked."""
+    if not run.summary.exists():
+        raise ConfigError(
+            "expected a finished run of simulate or swarm, found none (an agent's home will not do: "
+            "reference networks are trained with the data of all agents)",
+            where=str(run.path),
+        )
     settings = validate(SimulationSettings, run.load_summary()["settings"], where=str(run.summary))
     if victim not in settings.names:
         raise ConfigError(

@@ -192,6 +192,12 @@ def test_the_final_model_of_a_trained_network(tmp_path: Path) -> None:
         CliRunner().invoke(cli, [*arguments, "--victim", "nobody"], catch_exceptions=False)
 
 
+def test_a_home_of_an_agent_is_no_run_to_attack(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"expected a finished run of simulate or swarm.*agent's home"):
+        CliRunner().invoke(cli, ["audit", str(tmp_path)], catch_exceptions=False)
+
+
 @pytest.mark.slow
 def test_the_command_and_that_it_does_nothing_twice(tmp_path: Path) -> None:
     arguments = ["audit", "--out", str(tmp_path), "--cell", "epsilon=8"]

@@ -115,12 +115,18 @@ def test_w_is_symmetric_and_doubly_stochastic_whatever_anybody_believes(
             assert name in world.graphs[peer].sought, "so both ends of every edge agree"
 
 
-def test_a_heart_that_stops_is_noticed_and_one_that_beats_again_too() -> None:
+def ring_of(n: int, seconds: int) -> World:
+    """The first `n` of the names, some seconds after they joined."""
     world = World("ring", 0)
-    for name in NAMES[:3]:
+    for name in NAMES[:n]:
         world.join(name)
-    for _ in range(5):
+    for _ in range(seconds):
         world.second()
+    return world
+
+
+def test_a_heart_that_stops_is_noticed_and_one_that_beats_again_too() -> None:
+    world = ring_of(3, seconds=5)
     world.crash(NAMES[2])
     seconds = 0
     while len(world.views[NAMES[0]].here) == 2:
@@ -166,11 +172,7 @@ def test_news_fits_a_status_and_goes_on_where_it_stopped() -> None:
 
 def test_a_newcomer_is_not_told_of_whose_heart_stands_still() -> None:
     """It would take an agent for alive that died a while ago, and wait for its patience to run out."""
-    world = World("ring", 0)
-    for name in NAMES[:4]:
-        world.join(name)
-    for _ in range(10):
-        world.second()
+    world = ring_of(4, seconds=10)
     world.crash(NAMES[1])
     for _ in range(5):
         world.second()

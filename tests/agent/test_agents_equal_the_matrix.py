@@ -96,7 +96,7 @@ def cases(
     return found
 
 
-EVERY_ALGORITHM = cases([5], ["ring", "complete"]) + cases([8], ["one-peer-exponential"])
+EVERY_ALGORITHM = cases([5], ["ring", "complete"]) + cases([5], ["one-peer-exponential"])
 FEW = ("qg-dsgdm-n", "dsgdm-n-gt", "dsgdm-n-buffer-ring")
 """One vector, two in an exchange, two exchanges in a round."""
 EVERY_GRAPH = cases([2, 3, 5, 8], algorithms=FEW[:1]) + cases([5], algorithms=FEW[1:])
@@ -114,7 +114,7 @@ def assert_equal_to_the_matrix(algorithm: str, topology: str, n: int, seeds: ran
 
 @pytest.mark.parametrize(("algorithm", "topology", "n"), sorted({*EVERY_ALGORITHM, *EVERY_GRAPH}))
 def test_agents_equal_the_simulator(algorithm: str, topology: str, n: int) -> None:
-    assert_equal_to_the_matrix(algorithm, topology, n, range(2))
+    assert_equal_to_the_matrix(algorithm, topology, n, range(2 if algorithm in FEW else 1))
 
 
 @pytest.mark.slow
@@ -231,22 +231,22 @@ def run_still(algorithm: str, topology: str, n: int, seed: int, faults: Faults) 
 
 @pytest.mark.parametrize("algorithm", ["dsgd", "dsgdm-n", "qg-dsgdm-n", "dsgdm-n-gt", "dsgdm-n-buffer-ring"])
 @pytest.mark.parametrize("topology", ["ring", "one-peer-hypercube", "star"])
-def test_a_lost_exchange_keeps_the_mean(algorithm: str, topology: str) -> None:
-    for seed in range(3):
-        run = run_still(algorithm, topology, 8, seed, Faults(delay_s=(0.0, 0.1), exchange_loss=0.3))
-        assert any(agent.participation.missing for agent in run)
-        torch.testing.assert_close(models(run).mean(0), scattered(8).mean(0), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+def test_a_lost_exchange_keeps_the_mean(algorithm: str, topology: str, seed: int) -> None:
+    run = run_still(algorithm, topology, 8, seed, Faults(delay_s=(0.0, 0.1), exchange_loss=0.3))
+    assert any(agent.participation.missing for agent in run)
+    torch.testing.assert_close(models(run).mean(0), scattered(8).mean(0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("algorithm", ["dsgd", "dsgd-gt", "dsgdm-n-buffer-ring"])
 @pytest.mark.parametrize("drop", [0.01, 0.1])
-def test_any_lost_message_keeps_the_mean(drop: float, algorithm: str) -> None:
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+def test_any_lost_message_keeps_the_mean(drop: float, algorithm: str, seed: int) -> None:
     """Also votes and verdicts: what is in doubt is settled later, and the mean is exact again. Vectors that
     travel beside the model, or before it, are told apart from it."""
-    for seed in range(5):
-        run = run_still(algorithm, "ring", 6, seed, Faults(delay_s=(0.0, 0.1), drop=drop))
-        assert not any(agent.gossip.in_doubt for agent in run)
-        torch.testing.assert_close(models(run).mean(0), scattered(6).mean(0), rtol=0, atol=1e-12)
+    run = run_still(algorithm, "ring", 6, seed, Faults(delay_s=(0.0, 0.1), drop=drop))
+    assert not any(agent.gossip.in_doubt for agent in run)
+    torch.testing.assert_close(models(run).mean(0), scattered(6).mean(0), rtol=0, atol=1e-12)
 
 
 def test_lost_exchanges_are_those_of_a_matrix_with_the_weight_at_home() -> None:

@@ -329,7 +329,8 @@ def test_strangers_are_told_why(who: str) -> None:
 
 
 @pytest.mark.parametrize("first", [[], [Status(0, 1.0)], [Begin(0, 0, 0, 1, 8, "float64", 1.0)]])
-def test_a_stranger_that_does_not_greet(first: list[Message]) -> None:
+def test_a_stranger_that_does_not_greet(first: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pqg.neighbourhood.GREETING_TIMEOUT_S", 1.0)
     network, memory = memory_network("complete", 2), MemoryNetwork(0, memory_transport.Faults((0.001, 0.002)))
     observed = Observed()
     agents = build_agents(network, memory.transport, observed, run=LONG)

@@ -200,7 +200,7 @@ def test_a_certificate_that_expires_during_a_run_is_said_to_have(
 ) -> None:
     monkeypatch.setattr("p2pqg.daemon.WATCH_S", 0.1)
     (name,) = network(tmp_path, 1, rounds=FOREVER)
-    files = issue(tmp_path / "authority", [name], days=5 / 86400)[name]
+    files = issue(tmp_path / "authority", [name], days=3 / 86400)[name]
     settings = tmp_path / name / "agent.toml"
     tls = {"certificate": files.certificate, "private_key": files.private_key, "authority": files.authority}
     settings.write_text(settings.read_text() + tomli_w.dumps({"tls": {k: str(v) for k, v in tls.items()}}))

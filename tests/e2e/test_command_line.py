@@ -154,9 +154,11 @@ def test_sigterm_ends_a_run_at_a_round_boundary(
     assert span["to"] == 399
 
 
+@pytest.mark.slow
 def test_a_killed_neighbour_is_reported_and_survived(
     tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
+    """In virtual time, and at every message: `tests/agent/test_kills.py`."""
     names = network(tmp_path, 3, rounds=200)
     processes = {name: started(tmp_path, name) for name in names}
     wait_for_round(tmp_path, names[0], 30)
@@ -171,9 +173,11 @@ def test_a_killed_neighbour_is_reported_and_survived(
         assert card["participation"]["mixed"][names[2] if name == names[0] else names[0]] == 200
 
 
+@pytest.mark.slow
 def test_agents_with_different_beta_refuse_each_other(
     tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
+    """In virtual time: `tests/agent/test_hostile_peers.py`."""
     names = network(tmp_path, agent={"start_timeout_s": 3.0})
     settings = tmp_path / names[1] / "agent.toml"
     settings.write_text(settings.read_text() + "[algorithm]\nbeta = 0.8\n")
@@ -220,8 +224,8 @@ def test_a_full_disk_is_reported_as_one(
 
 
 def test_a_missing_neighbour_is_named(tmp_path: Path, started: Callable[..., subprocess.Popen[str]]) -> None:
-    (name, missing) = network(tmp_path, agent={"start_timeout_s": 2.0})
+    (name, missing) = network(tmp_path, agent={"start_timeout_s": 0.5})
     process = started(tmp_path, name)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"neighbours missing after 2 s: {missing}" in error
+    assert f"neighbours missing after 0.5 s: {missing}" in error

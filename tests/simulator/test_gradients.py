@@ -296,12 +296,11 @@ def test_auto_compiles_long_runs_only_and_says_where_it_cannot(monkeypatch: pyte
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     with pytest.warns(
-        UserWarning, match=r"engine: torch cannot compile this model here: .*goes on with loop"
+        UserWarning, match=r"engine: torch cannot compile this model here: .*compiler.*goes on with loop"
     ):
         assert gradients(tasks, "auto", long).name == "loop"
-    for engine in ("compile", "vmap-compile"):
-        with pytest.raises(ConfigError, match="compiler"):
-            gradients(tasks, engine)
+    with pytest.raises(ConfigError, match="compiler"):
+        gradients(tasks, "vmap-compile")
 
 
 @pytest.mark.parametrize("convolutions", ["grouped", "products"])

@@ -208,9 +208,9 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(plan: Plan) -> Non
 
 def test_finished_cells_are_not_run_again(plan: Plan, tmp_path: Path) -> None:
     experiment = experiments.load("table1")
-    plan = replace(plan, cell={"method": "dsgd", "topology": "ring", "alpha": "1"}, lr_grid=(0.1,), seeds=2)
+    plan = replace(plan, cell={"method": "dsgd", "topology": "ring", "alpha": "1"}, lr_grid=(0.1,), seeds=1)
     first = list(run(experiment, plan, Records(tmp_path, "training"), quiet))
-    assert [r.case["seed"] for r in first] == [0, 1]
+    assert [r.case["seed"] for r in first] == [0]
     assert {"source", "commit", "dirty", "hardware", "versions", "wall_s", "cpu_s"} <= first[0].made.keys()
     assert list(run(experiment, plan, Records(tmp_path, "training"), quiet)) == []
     other = experiments.load("figure17")  # the same cells, stood in for by the same model

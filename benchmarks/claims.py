@@ -17,4 +17,4 @@ class Claim:
     def __str__(self) -> str:
         verdict = "" if self.target is None else "ok" if self.ratio >= self.target else "MISS"
         target = "" if self.target is None else f">= {self.target:.2f}"
-        return f"{self.name:<52} {self.measured:<34} {self.ratio:>6.2f}  {target:<8} {verdict}"
+        return f"{self.name:<52} {self.measured:<38} {self.ratio:>6.2f}  {target:<8} {verdict}"

@@ -242,9 +242,19 @@ def run_end(kind: str, name: str, control: Pipe, files: dict[str, TlsFiles]) -> 
     end = KINDS[kind].connect(name, control, files if KINDS[kind].tls else None)
     control.send("ready")
     while command := control.recv():
+        start_s = time.process_time()
         getattr(end, command)()
-        control.send("done")
+        control.send(time.process_time() - start_s)
     os._exit(0)  # nothing to save; sockets close with the process
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One transfer. `speed` in GB a second and direction; `cpu` in seconds of both processes for each GB
+    carried, which others on the machine disturb less."""
+
+    speed: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -252,14 +262,14 @@ class Link:
     left: Pipe
     right: Pipe
 
-    def gigabytes_per_s(self, left: str, right: str) -> float:
-        """1e9 bytes a second and direction."""
-        start = time.perf_counter()
+    def transfer(self, left: str, right: str) -> Sample:
+        start_s = time.perf_counter()
         self.right.send(right)
         self.left.send(left)
-        self.left.recv()
-        self.right.recv()
-        return TENSOR_BYTES / (time.perf_counter() - start) / 1e9
+        cpu_s = self.left.recv() + self.right.recv()
+        gigabytes = TENSOR_BYTES / 1e9
+        carried = gigabytes * (2 if left == right else 1)
+        return Sample(gigabytes / (time.perf_counter() - start_s), cpu_s / carried)
 
 
 @contextmanager
@@ -284,28 +294,30 @@ def linked(kind: str, files: dict[str, TlsFiles]) -> Iterator[Link]:
 
 def transport() -> list[Claim]:
     """Bytes from one process to another on this host, against sockets."""
-    one_way: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    at_once: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    one_way: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
+    at_once: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         files = issue(Path(folder), [LEFT, RIGHT])
         with ExitStack() as stack:
             links = {kind: stack.enter_context(linked(kind, files)) for kind in KINDS}
             for repetition in range(REPETITIONS + 1):
                 for kind, link in links.items():
-                    way = link.gigabytes_per_s("send", "receive")
-                    both = link.gigabytes_per_s("both", "both")
+                    way = link.transfer("send", "receive")
+                    both = link.transfer("both", "both")
                     if repetition:  # the first warms up
                         one_way[kind].append(way)
                         at_once[kind].append(both)
 
     def claim(
-        samples: dict[str, list[float]], kind: str, baseline: str, how: str, target: float | None
+        samples: dict[str, list[Sample]], kind: str, baseline: str, how: str, target: float | None
     ) -> Claim:
-        ratios = [a / b for a, b in zip(samples[kind], samples[baseline], strict=True)]
-        ours, theirs = statistics.median(samples[kind]), statistics.median(samples[baseline])
+        ours, theirs = samples[kind], samples[baseline]
+        ratios = [a.speed / b.speed for a, b in zip(ours, theirs, strict=True)]
+        speeds = " / ".join(f"{statistics.median(a.speed for a in side):.2f}" for side in (ours, theirs))
+        cpus = " / ".join(f"{statistics.median(a.cpu for a in side):.2f}" for side in (ours, theirs))
         return Claim(
             f"{kind} / {baseline}, {how}",
-            f"{ours:.2f} / {theirs:.2f} GB/s",
+            f"{speeds} GB/s, {cpus} CPU-s/GB",
             statistics.median(ratios),
             target,
         )
@@ -333,7 +345,7 @@ SECTIONS: dict[str, Callable[[], list[Claim]]] = {
 def main() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "p2pqg.transport.grpc"])
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{'claim':<52} {'measured':<34} {'ratio':>6}  target")
+    print(f"{'claim':<52} {'measured':<38} {'ratio':>6}  target")
     for name in sys.argv[1:] or SECTIONS:
         for claim in SECTIONS[name]():
             print(claim, flush=True)

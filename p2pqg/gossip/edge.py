@@ -391,6 +391,8 @@ class Edge:
             case Abort() | Skip():
                 self._ended(message)
             case Settle():
+                if message.seq == self._seq and self._offer is None:  # given up without a word: it is now
+                    self._next(Missed(self.peer, "the peer gave it up"))
                 if message.seq < self._seq:
                     self._send(Settled(message.seq, message.seq == self._committed))
             case Settled():
